@@ -1,0 +1,141 @@
+"""The special headers that tell a handler which task it runs: built, parsed and told apart. Pure.
+
+Names are written as App Engine writes them; parsing wants a mapping that finds lower-case names, such as a
+case-insensitive one or a dict of names folded by ``str.lower``.
+
+Source: SPEC 4.3; App Engine, "Push task headers".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from aiotaskqueue._record import TaskRecord
+
+QUEUE_NAME = "X-AppEngine-QueueName"
+TASK_NAME = "X-AppEngine-TaskName"
+RETRY_COUNT = "X-AppEngine-TaskRetryCount"
+EXECUTION_COUNT = "X-AppEngine-TaskExecutionCount"
+ETA = "X-AppEngine-TaskETA"
+PREVIOUS_RESPONSE = "X-AppEngine-TaskPreviousResponse"
+RETRY_REASON = "X-AppEngine-TaskRetryReason"
+TASK = "X-TaskQueue-Task"
+ATTEMPT = "X-TaskQueue-Attempt"
+DEADLINE = "X-TaskQueue-Deadline"
+
+CONTENT_TYPE = "Content-Type"
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+
+RESERVED_PREFIXES = ("x-appengine-", "x-taskqueue-")
+
+# 9999-12-31T23:59:59Z, the last second that datetime knows.
+_LAST_SECOND = 253_402_300_799
+
+# [0-9], not \d, and int() only after a match: int() takes Arabic-Indic digits, "1_000", " 12 " and "+5" (RELIABILITY 2).
+_INTEGER = re.compile(r"[0-9]{1,15}")
+_DECIMAL = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?")
+_UUID = re.compile(r"[0-9a-f]{32}")
+
+
+class TaskHeaders(NamedTuple):
+    """What the special headers say. (A tuple, since it is made once for each delivery and only passed on.)"""
+
+    uuid: str
+    queue_name: str
+    name: str
+    retry_count: int
+    execution_count: int
+    eta_usec: int
+    deadline_seconds: float
+    previous_response: int | None
+    retry_reason: str | None
+
+
+def task_headers(record: TaskRecord, *, deadline_seconds: float) -> list[tuple[str, str]]:
+    """Return the headers of one attempt: the user's own first, then the special ones.
+
+    Args:
+        record: The leased task.
+        deadline_seconds: How long its handler may take, in seconds.
+    """
+    headers = list(record.headers)
+    if record.payload and not _has_content_type(headers):
+        headers.append((CONTENT_TYPE, DEFAULT_CONTENT_TYPE))
+    headers += (
+        (QUEUE_NAME, record.queue_name),
+        (TASK_NAME, record.name),
+        (RETRY_COUNT, str(record.retry_count)),
+        (EXECUTION_COUNT, str(record.executions)),
+        (ETA, _render_seconds(record.eta_usec)),
+        (TASK, record.uuid.hex()),
+        (ATTEMPT, str(record.lease_token)),
+        (DEADLINE, _render_seconds(round(deadline_seconds * 1_000_000))),
+    )
+    if record.previous_status is not None:
+        headers.append((PREVIOUS_RESPONSE, str(record.previous_status)))
+    if record.retry_reason:
+        headers.append((RETRY_REASON, record.retry_reason))
+    return headers
+
+
+def parse_task_headers(headers: Mapping[str, str]) -> TaskHeaders:
+    """Return what the special headers say; `headers` must find lower-case names.
+
+    Raises:
+        ValueError: A header is missing, or is not written as `task_headers` writes it.
+    """
+    previous_response = headers.get("x-appengine-taskpreviousresponse")
+    try:
+        return TaskHeaders(
+            uuid=_parse_uuid(headers["x-taskqueue-task"]),
+            queue_name=headers["x-appengine-queuename"],
+            name=headers["x-appengine-taskname"],
+            retry_count=_parse_integer(headers["x-appengine-taskretrycount"]),
+            execution_count=_parse_integer(headers["x-appengine-taskexecutioncount"]),
+            eta_usec=_parse_seconds(headers["x-appengine-tasketa"]),
+            deadline_seconds=_parse_seconds(headers["x-taskqueue-deadline"]) / 1_000_000,
+            previous_response=None if previous_response is None else _parse_integer(previous_response),
+            retry_reason=headers.get("x-appengine-taskretryreason"),
+        )
+    except KeyError as exc:
+        raise ValueError(f"Header {exc.args[0]!r} is missing; every delivery carries it.") from None
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether only we may set the header: whatever reads as ``X-AppEngine-*`` or ``X-TaskQueue-*``.
+
+    In any case, and with ``_`` for ``-``, since CGI and WSGI take the two for the same.
+    """
+    # The first letter alone decides for nearly every header of nearly every request.
+    return name[:1] in "xX" and name.lower().replace("_", "-").startswith(RESERVED_PREFIXES)
+
+
+def _has_content_type(headers: list[tuple[str, str]]) -> bool:
+    return any(name.lower() == "content-type" for name, _ in headers)
+
+
+def _render_seconds(usec: int) -> str:
+    seconds, fraction = divmod(usec, 1_000_000)
+    return f"{seconds}.{fraction:06d}".rstrip("0") if fraction else str(seconds)
+
+
+def _parse_integer(text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(f"Header value {text[:80]!r} is not an integer of 1 to 15 ASCII digits.")
+    return int(text)
+
+
+def _parse_seconds(text: str) -> int:
+    match = _DECIMAL.fullmatch(text)
+    if match is None or int(match[1]) > _LAST_SECOND:
+        raise ValueError(f"Header value {text[:80]!r} is not a number of seconds up to the year 9999.")
+    return int(match[1]) * 1_000_000 + int((match[2] or "").ljust(6, "0"))
+
+
+def _parse_uuid(text: str) -> str:
+    if not _UUID.fullmatch(text):
+        raise ValueError(f"Header value {text[:80]!r} is not 32 lower-case hexadecimal digits.")
+    return text

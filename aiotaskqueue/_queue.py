@@ -1,0 +1,204 @@
+"""Queue and QueueStatistics: what users call. A Queue is a name and a service; it holds nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, overload
+
+import attrs
+
+from aiotaskqueue._config import check_queue_name
+from aiotaskqueue._current import RunningService, current_service
+from aiotaskqueue._task import Task
+from aiotaskqueue._task_arguments import shorten
+
+if TYPE_CHECKING:
+    from aiotaskqueue.stores._base import StoredStatistics
+
+MAX_TASKS_PER_ADD = 10_000
+"""Tasks in one add. App Engine allows 100."""
+
+
+class Queue:
+    """A queue, by its name.
+
+    Making one costs nothing and checks nothing but the name: whether the queue is configured shows when it is used. It
+    denotes the queue of that name of the current service, that of ``service.queue(name)`` the one of that service. Two
+    objects of one name are equal.
+
+    Args:
+        name: 1 to 100 letters, digits and hyphens.
+
+    Raises:
+        InvalidQueueNameError: The name is anything else.
+
+    Example:
+        >>> Queue("mail")
+        Queue<name='mail'>
+
+    Source: GAE ``taskqueue.Queue``.
+    """
+
+    __slots__ = ("_name", "_service")
+
+    def __init__(self, name: str = "default") -> None:
+        self._name = check_queue_name(name)
+        self._service: RunningService | None = None
+
+    @classmethod
+    def _of(cls, service: RunningService, name: str) -> Queue:
+        queue = cls(name)
+        queue._service = service
+        return queue
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return self._name
+
+    @overload
+    async def add(self, task: Task, transactional: bool = False) -> Task: ...
+    @overload
+    async def add(self, task: Iterable[Task] | None, transactional: bool = False) -> list[Task]: ...
+    async def add(self, task: Task | Iterable[Task] | None, transactional: bool = False) -> Task | list[Task]:
+        """Add one task or several; when this returns they are stored.
+
+        Several are stored in one transaction. If one of them is wrong, none is stored. If the name of one is taken, the
+        others are stored all the same and the error is raised afterwards: look at each task's ``was_enqueued``.
+
+        A task that is due may run before this returns. Delivery is at least once. When this is cancelled the tasks were
+        stored or were not, all of them; the objects can be added again, which may store them twice unless they have names.
+
+        Args:
+            task: A task, or an iterable of at most 10,000; nothing ([] or None) adds nothing.
+            transactional: Make it part of the transaction that is open.
+
+        Returns:
+            What was given: the task, or a list of the tasks, now with name, queue name and ETA.
+
+        Raises:
+            TypeError: Something is not a Task.
+            InvalidTaskError: Push and pull tasks are mixed.
+            TooManyTasksError: They are more than 10,000.
+            DuplicateTaskNameError: Two of them have one name.
+            BadTaskStateError: One was added before, is being added at the moment, or is given twice.
+            UnknownQueueError: The queue is not configured.
+            InvalidQueueModeError: Pull tasks for a push queue, or the reverse.
+            UnknownTargetError: A task's target is not configured.
+            TaskAlreadyExistsError: A name is that of a task in the queue; the other tasks were stored.
+            TombstonedTaskError: A name was used before; the other tasks were stored.
+            StoreError: The store cannot do it; nothing was stored (OutcomeUnknownError: maybe it was).
+            NotStartedError, ClosedError: The service is not running.
+
+        Source: GAE ``taskqueue.Queue.add``; SPEC 3.4.
+        """
+        if isinstance(task, Task):
+            await self._the_service().add_tasks(self._name, [task], transactional)
+            return task
+        tasks = _as_tasks(task)
+        if tasks:
+            await self._the_service().add_tasks(self._name, tasks, transactional)
+        return tasks
+
+    async def fetch_statistics(self) -> QueueStatistics:
+        """Return the queue's figures as they are now.
+
+        Raises:
+            NotStartedError, ClosedError: The service is not running.
+        """
+        (statistics,) = await _fetch([self])
+        return statistics
+
+    def _the_service(self) -> RunningService:
+        return self._service if self._service is not None else current_service()
+
+    def __eq__(self, other: object) -> bool:
+        return self._name == other._name if isinstance(other, Queue) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._name)
+
+    def __repr__(self) -> str:
+        return f"Queue<name={self._name!r}>"
+
+
+@attrs.frozen
+class QueueStatistics:
+    """Figures of one queue at one moment.
+
+    Source: GAE ``taskqueue.QueueStatistics``.
+    """
+
+    queue: Queue
+    tasks: int
+    """Tasks in the queue: waiting, leased and future ones; not dead ones."""
+    oldest_eta_usec: int | None = None
+    """ETA of the task that waits longest, microseconds since 1970; None when none is due."""
+    executed_last_minute: int | None = None
+    """Attempts in the last 60 seconds; None: not known."""
+    in_flight: int | None = None
+    """Attempts that run now, over all processes."""
+    enforced_rate: float | None = None
+    """Attempts per second that are allowed; None: no limit."""
+
+    @overload
+    @classmethod
+    async def fetch(cls, queue_or_queues: Queue | str) -> QueueStatistics: ...
+    @overload
+    @classmethod
+    async def fetch(cls, queue_or_queues: Iterable[Queue] | list[str] | tuple[str, ...] | None) -> list[QueueStatistics]: ...
+    @classmethod
+    async def fetch(cls, queue_or_queues: Queue | str | Iterable[Queue] | Iterable[str] | None) -> QueueStatistics | list[QueueStatistics]:
+        """Return the figures of one queue, or of several in the order given; an unknown queue has no tasks.
+
+        Args:
+            queue_or_queues: A Queue, a name, or an iterable of one of the two; nothing gives [].
+
+        Raises:
+            TypeError: Anything else, or queues and names mixed.
+        """
+        if isinstance(queue_or_queues, Queue | str):
+            queue = Queue(queue_or_queues) if isinstance(queue_or_queues, str) else queue_or_queues
+            return await queue.fetch_statistics()
+        return await _fetch(_as_queues(queue_or_queues))
+
+
+def _as_tasks(tasks: Iterable[Task] | None) -> list[Task]:
+    if not tasks:
+        return []
+    if not isinstance(tasks, Iterable):
+        raise TypeError(f"A Task or an iterable of Tasks can be added, not {shorten(tasks)}.")
+    return list(tasks)
+
+
+def _as_queues(queues: object) -> list[Queue]:
+    if queues is None:
+        return []
+    if not isinstance(queues, Iterable):
+        raise TypeError(f"Statistics are of a Queue, a name or an iterable of them, not {shorten(queues)}.")
+    given = list(queues)
+    if all(isinstance(queue, Queue) for queue in given):
+        return given
+    if all(isinstance(queue, str) for queue in given):
+        return [Queue(name) for name in given]
+    raise TypeError(f"Statistics are of Queues or of names, not a mixture or other objects: {shorten(given)}.")
+
+
+async def _fetch(queues: Sequence[Queue]) -> list[QueueStatistics]:
+    """Ask each service once, for all of its queues."""
+    services = [queue._the_service() for queue in queues]
+    fetched = {}
+    for service in dict.fromkeys(services):
+        names = [queue.name for queue, its_service in zip(queues, services, strict=True) if its_service is service]
+        fetched[service] = iter(await service.fetch_stored_statistics(names))
+    return [_statistics_of(service, queue, next(fetched[service])) for queue, service in zip(queues, services, strict=True)]
+
+
+def _statistics_of(service: RunningService, queue: Queue, figures: StoredStatistics) -> QueueStatistics:
+    return QueueStatistics(
+        queue=queue,
+        tasks=figures.tasks,
+        oldest_eta_usec=figures.oldest_eta_usec,
+        in_flight=figures.in_flight,
+        enforced_rate=service.find_rate(queue.name),
+    )

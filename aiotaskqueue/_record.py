@@ -1,0 +1,203 @@
+"""TaskRecord: a task as a store keeps it. Frozen; what users hold is Task. Here is also the way from one to the other."""
+
+from __future__ import annotations
+
+import enum
+import random
+from binascii import b2a_base64
+from typing import Final
+
+import attrs
+
+from aiotaskqueue._task import Task, TaskRetryOptions
+from aiotaskqueue._task_arguments import add_countdown
+
+
+class TaskState(enum.IntEnum):
+    """Where a stored task stands. The numbers are in the database: never change one."""
+
+    READY = 0
+    """Waits for its ETA, a place and a token."""
+    LEASED = 1
+    """In the hands of a dispatcher; see `lease_token`."""
+    DEAD = 2
+    """Given up; kept for a while, holds its name, can be revived."""
+    SUSPECT = 3
+    """Ready, but was in flight when a process crashed: retried alone."""
+
+
+@attrs.frozen(kw_only=True)
+class TaskRecord:
+    """One row: what the task is, and how far it has got.
+
+    Times are microseconds since 1970, UTC. A store fills the fields below the line; new tasks have their defaults.
+    """
+
+    uuid: bytes
+    """16 bytes, the same over all attempts and after revive."""
+    queue_name: str
+    name: str
+    is_named: bool = False
+    """The user gave the name: it leaves a tombstone."""
+    method: str = "POST"
+    url: str = ""
+    """Relative, percent-encoded, with its query; empty for PULL."""
+    headers: tuple[tuple[str, str], ...] = ()
+    payload: bytes | None = None
+    tag: str | None = None
+    target: str | None = None
+    retry_options: TaskRetryOptions | None = None
+    dispatch_deadline_seconds: float | None = None
+    eta_usec: int
+    created_usec: int
+
+    # --------------------------------------------------------------------------------------------------------------
+    id: int = 0
+    """The store's own key, meaningless outside of it."""
+    state: TaskState = TaskState.READY
+    attempts: int = 0
+    """Counted when leased, before anything is sent; the attempt in flight is included."""
+    executions: int = 0
+    """Ended attempts whose request was sent and that got an answer or the deadline, without success."""
+    lease_token: int = 0
+    """Fencing: grows with every lease; outcomes that carry an older one are refused."""
+    lease_expires_usec: int | None = None
+    first_attempt_usec: int | None = None
+    previous_status: int | None = None
+    """Status of the previous attempt, if it got an answer."""
+    retry_reason: str | None = None
+    """One word for why the previous attempt failed."""
+    was_stale: bool = False
+    """The previous attempt died on a reused connection before the first byte of an answer (at most once in a row)."""
+    is_suspect: bool = False
+    """Leased to be retried alone, since it was in flight when a process crashed."""
+    crashes: int = 0
+    """Crashes in a row in which this task was the only suspect in flight."""
+    dead_usec: int | None = None
+    dead_reason: str | None = None
+
+    @property
+    def retry_count(self) -> int:
+        """Failed attempts so far: the one in flight is not counted."""
+        return self.attempts - 1 if self.state is TaskState.LEASED else self.attempts
+
+
+@attrs.frozen(kw_only=True)
+class AttemptRecord:
+    """One failed attempt of a task, from its log of the last ten."""
+
+    attempt: int
+    """1 for the first."""
+    started_usec: int
+    ended_usec: int
+    reason: str
+    """One word: ``status``, ``deadline``, ``truncated``, ``crash``, ... (`FailureReason`)."""
+    status: int | None = None
+    detail: str = ""
+    """At most 2 KiB of text from the worker or from the error, made safe to show."""
+
+
+# --- from Task to TaskRecord and back ------------------------------------------------------------------------------
+
+
+def default_url(queue_name: str) -> str:
+    """Return the URL of tasks of this queue that have none of their own."""
+    return f"/_ah/queue/{queue_name}"
+
+
+def record_of(task: Task, *, queue_name: str, name: str, uuid: bytes, now_usec: int) -> TaskRecord:
+    """Return the record to be stored for a task that was not added before.
+
+    Args:
+        task: The task.
+        queue_name: The queue; it also makes the default URL.
+        name: The task's own name, or a generated one if it has none.
+        uuid: 16 bytes, from NameGenerator.
+        now_usec: The time of the add: the ETA, or what a countdown is added to.
+
+    Raises:
+        InvalidEtaError: The countdown leads to before 1970 or after the year 9999.
+    """
+    is_on_default_url = task._on_queue_url and task._method != "PULL"
+    return TaskRecord(
+        uuid=uuid,
+        queue_name=queue_name,
+        name=name,
+        is_named=task._name is not None,
+        method=task._method,
+        url=default_url(queue_name) + task._url if is_on_default_url else task._url,
+        headers=task._headers,
+        payload=task._payload,
+        tag=task._tag or None,
+        target=task._target,
+        retry_options=task._retry_options,
+        dispatch_deadline_seconds=task._dispatch_deadline_seconds,
+        eta_usec=add_countdown(now_usec, task._countdown_usec) if task._eta_usec is None else task._eta_usec,
+        created_usec=now_usec,
+    )
+
+
+def task_of(record: TaskRecord) -> Task:
+    """Return the Task that shows a stored task to its user; nothing is checked again.
+
+    A leased pull task has the end of its lease as ETA, and the number of its leases as retry count (SPEC 3.9).
+    """
+    is_pull = record.method == "PULL"
+    is_leased_pull = is_pull and record.lease_expires_usec is not None
+    task = Task.__new__(Task)
+    task._name = record.name
+    task._queue_name = record.queue_name
+    task._method = record.method
+    task._url = record.url
+    task._on_queue_url = is_pull or record.url.partition("?")[0] == default_url(record.queue_name)
+    task._headers = record.headers
+    task._payload = record.payload
+    task._tag = record.tag
+    task._target = record.target
+    task._retry_options = record.retry_options
+    task._dispatch_deadline_seconds = record.dispatch_deadline_seconds
+    task._countdown_usec = 0
+    task._eta_usec = record.lease_expires_usec if is_leased_pull else record.eta_usec
+    task._retry_count = record.attempts if is_pull else record.retry_count
+    task._was_deleted = False
+    return task
+
+
+# --- names and uuids -----------------------------------------------------------------------------------------------
+
+# Standard base64 has its letters in another order than ASCII, and two that a name may not have.
+_STANDARD_ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_IN_ASCII_ORDER: Final = bytes.maketrans(_STANDARD_ALPHABET, bytes(sorted(b"-_" + _STANDARD_ALPHABET[:62])))
+
+# 9 letters of 6 bits: microseconds until the year 2540; then names begin anew, and are still unique by their random part.
+_TIME_MASK: Final = (1 << 54) - 1
+
+# Version 4 and variant of RFC 9562.
+_UUID_FIXED_BITS: Final = 0xF << 76 | 0b11 << 62
+_UUID_VERSION: Final = 0x4 << 76 | 0b10 << 62
+
+
+class NameGenerator:
+    """Makes names and uuids for new tasks.
+
+    Names are 22 characters: 9 of time and 13 random. They sort by time, so that inserts stay at the right edge of the
+    index, and 78 random bits keep apart the names of one microsecond, over all processes.
+
+    Args:
+        seed: For tests: the same names on each run. None: from the system's random source, which also survives a fork.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._random = random.SystemRandom() if seed is None else random.Random(seed)
+
+    def name(self, now_usec: int) -> str:
+        """Return a new name."""
+        # 54 bits of time, 78 random ones, and 12 more that are cut off, to make whole bytes: 24 letters of 6 bits.
+        number = (now_usec & _TIME_MASK) << 90 | self._random.getrandbits(90)
+        letters = b2a_base64(number.to_bytes(18, "big"), newline=False)[:22]
+        return letters.translate(_IN_ASCII_ORDER).decode("ascii")
+
+    def uuid(self) -> bytes:
+        """Return a new random uuid (RFC 9562 version 4) as 16 bytes."""
+        number = self._random.getrandbits(128) & ~_UUID_FIXED_BITS | _UUID_VERSION
+        return number.to_bytes(16, "big")

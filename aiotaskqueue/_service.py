@@ -1,0 +1,655 @@
+"""TaskQueueService: owns everything that runs. Opens, starts, hands out queues, drains, closes.
+
+Theory of operation. `start` spawns one asyncio task, the *host*; every loop of the service lives in a task group inside
+of it. So `start` and `aclose` may be called from different tasks, which an anyio group would not survive, and a cancelled
+caller leaves the host alone. The host opens the store, then everything that stands on it, waits to be told to stop, and
+takes all down again in reverse order, whatever happens. That task is the only one that this package makes outside of a
+group.
+
+The stop has a time table, which is real time whatever clock the service has: attempts in flight get the drain's time,
+then what is unwritten gets CLOSE_SECONDS, then everything is closed. The service counts as closed once the drain is over,
+not before: a handler that is drained may still add tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import random
+import secrets as secret_numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+import attrs
+from aiohttp import web
+
+from aiotaskqueue import _current
+from aiotaskqueue._adding import check_tasks, claimed, find_queue, make_records, mark, was_stored
+from aiotaskqueue._clock import Clock, SystemClock
+from aiotaskqueue._config import QueueConfig
+from aiotaskqueue._config_files import load_queues
+from aiotaskqueue._dispatcher import Dispatcher
+from aiotaskqueue._maintenance import Maintenance
+from aiotaskqueue._queue import Queue, QueueStatistics
+from aiotaskqueue._record import NameGenerator, TaskRecord, TaskState, task_of
+from aiotaskqueue._supervisor import supervise
+from aiotaskqueue._task import Task
+from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
+from aiotaskqueue.delivery.aiohttp_app import AppDelivery
+from aiotaskqueue.delivery.http import HTTPDelivery
+from aiotaskqueue.errors import (
+    BadTransactionStateError,
+    ClosedError,
+    ConfigError,
+    ForkedProcessError,
+    NotStartedError,
+    StoreError,
+    WrongLoopError,
+)
+from aiotaskqueue.signing import KeyRing
+from aiotaskqueue.stores._base import AddVerdict, Store, StoredStatistics
+from aiotaskqueue.stores.sqlite import SQLiteStore
+from aiotaskqueue.worker import AccessCheck
+
+logger = logging.getLogger("aiotaskqueue")
+
+SECRET_BYTES = 32
+DRAIN_SECONDS = 10.0
+
+# Beyond the drain, for writing the last outcomes. With what closing files and sockets may take, the second of `aclose`.
+CLOSE_SECONDS = 0.6
+
+_CLOSED = "The service is closed; make and start a new TaskQueueService."
+_DATABASES = "allowed are a path, ':memory:' and 'sqlite:///path'"
+_NO_TARGET = "There is no target: tasks are kept and not delivered; give TaskQueueService(target=...) or call init_app."
+
+Target = str | web.Application
+
+# The service whose host has started what runs in this context: a loop, a lane, an application that is delivered to.
+_inside_of: ContextVar[TaskQueueService | None] = ContextVar("aiotaskqueue_inside_of", default=None)
+
+
+@attrs.frozen
+class Health:
+    """Whether a service does all of its work."""
+
+    is_ok: bool
+    reasons: tuple[str, ...] = ()
+    """Why not, a sentence each."""
+
+
+class TaskQueueService:
+    """A durable task queue inside of your application.
+
+    Args:
+        database: Path of the SQLite file (also ``sqlite:///relative.db``, ``sqlite:////absolute.db``); ``":memory:"`` is for tests.
+        queues: Path of a queue.yaml or queue.toml, an iterable of QueueConfig, or None: just the queue ``default``.
+        target: Where tasks go: a base URL, or an aiohttp Application that is run for this purpose; None: the
+            application that is given to ``init_app``.
+        targets: Named targets, for ``Task(target=...)`` and ``QueueConfig(target=...)``.
+        secrets: Signing keys, newest first: bytes (32 at least) or base64url text; None: one is made and kept in the store.
+        dispatch: False: this process adds and inspects, and delivers nothing.
+        eager: True: `add` returns after the first attempt of a task that is due has ended; for development and tests.
+        durability: ``"full"`` survives a loss of power, ``"normal"`` the end of the process.
+        max_concurrent_deliveries: How many tasks are delivered at once by this process, over all queues.
+        clock: For tests (`aiotaskqueue.testing.VirtualClock`).
+        delivery: Replaces every target, for tests (`aiotaskqueue.testing.RecordingDelivery`).
+        store: Replaces the database.
+        seed: Fixes jitter and generated names.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        MalformedQueueConfiguration: The file of queues is wrong.
+
+    Example:
+        ``async with TaskQueueService("tasks.db", target="http://127.0.0.1:8080") as service: ...``
+    """
+
+    def __init__(
+        self,
+        database: str | os.PathLike[str] = "tasks.db",
+        *,
+        queues: str | os.PathLike[str] | Iterable[QueueConfig] | None = None,
+        target: Target | None = None,
+        targets: Mapping[str, Target] | None = None,
+        secrets: Sequence[bytes | str] | None = None,
+        dispatch: bool = True,
+        eager: bool = False,
+        durability: Literal["full", "normal"] = "full",
+        max_concurrent_deliveries: int = 64,
+        clock: Clock | None = None,
+        delivery: Delivery | None = None,
+        store: Store | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if type(max_concurrent_deliveries) is not int or max_concurrent_deliveries < 1:
+            raise ConfigError(f"max_concurrent_deliveries is {max_concurrent_deliveries!r}; give a whole number, 1 or more.")
+        self._database = os.fspath(database) if isinstance(database, os.PathLike) else database
+        self._store = SQLiteStore(_path_of(self._database), durability=durability) if store is None else store
+        self._queues = {config.name: config for config in load_queues(queues)}
+        self._keys = None if secrets is None else KeyRing(secrets)
+        self._clock = SystemClock() if clock is None else clock
+        self._dispatches = dispatch
+        self._is_eager = eager
+        self._delivery = delivery
+        self._default = target
+        self._targets = dict(targets or {})
+        self._served: tuple[web.Application, str] | None = None
+        self._rng = random.Random(seed)
+        self._names = NameGenerator(seed)
+        self._places = max_concurrent_deliveries
+        self._deliveries: dict[str | None, Delivery] = {}
+        self._check_targets()
+        self.access = AccessCheck(self._keys, self._clock)
+        """What the web adapters ask about every request."""
+        self._dispatcher: Dispatcher | None = None
+        self._maintenance: Maintenance | None = None
+        self._orphan_queues: Sequence[str] = ()
+        self._host: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._started: asyncio.Future[None] | None = None
+        self._stopping: asyncio.Event | None = None
+        self._drain_seconds = DRAIN_SECONDS
+        self._write_until = 0.0
+        self._is_closed = False
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Open the store and start delivering; returns when it runs.
+
+        Twice, or from several tasks at once, does it once, and every call returns when it runs. A start that is cancelled
+        closes the service and leaves nothing behind; so does one that fails.
+
+        Raises:
+            ConfigError, StoreError: It cannot start.
+            ClosedError: It was closed, before or meanwhile; make a new service.
+            WrongLoopError, ForkedProcessError: It was started in another event loop or before a fork.
+        """
+        if self._is_closed or (self._stopping is not None and self._stopping.is_set()):
+            raise ClosedError(_CLOSED)
+        if self._host is None:
+            self._loop = asyncio.get_running_loop()
+            self._pid = os.getpid()
+            self._started = self._loop.create_future()
+            self._stopping = asyncio.Event()
+            # An empty context: what the caller has in its own (a request, a trace) is none of the loops' business.
+            self._host = asyncio.create_task(self._run(), name="aiotaskqueue", context=contextvars.Context())
+        self._check_place()
+        if _inside_of.get() is self:
+            raise ConfigError("The target starts the service, which starts its target; call init_app(app, service) without a target.")
+        assert self._started is not None
+        try:
+            await asyncio.shield(self._started)
+        except BaseException:
+            await self.aclose(timeout_seconds=0.0)
+            raise
+
+    async def drain(self, timeout_seconds: float = DRAIN_SECONDS) -> None:
+        """Start no more attempts; wait for those in flight, and give up the rest after `timeout_seconds`.
+
+        Tasks can still be added; they are delivered after the next start. Twice is fine, and so is a service that is not
+        started or is closed.
+
+        Args:
+            timeout_seconds: How long attempts in flight may go on, in seconds. What is given up is delivered again after
+                the next start and was no attempt.
+
+        Raises:
+            WrongLoopError, ForkedProcessError: The service runs in another event loop or process.
+        """
+        if self._is_running:
+            self._check_place()
+            await self._drain(timeout_seconds)
+
+    async def aclose(self, timeout_seconds: float = DRAIN_SECONDS) -> None:
+        """Drain, then close everything; takes at most `timeout_seconds` and a second.
+
+        No thread, task, socket or lock is left when this returns. What was not finished is delivered after the next
+        start. Twice is fine, also at once: every call waits for the end, and the first one's time counts. While the
+        service starts, this ends the start, which raises ClosedError. A cancelled caller waits for the end all the same,
+        and is then cancelled. A service that was never started is closed at once, and can no longer be started.
+
+        Called by a handler that runs inside of this service (no port between: ``init_app``, an application as target), it
+        asks for the end and returns at once: the service closes when the handler has ended.
+
+        Args:
+            timeout_seconds: As for `drain`.
+
+        Raises:
+            WrongLoopError, ForkedProcessError: The service runs in another event loop or process.
+        """
+        if self._host is None or self._host.done():
+            self._is_closed = True
+            return
+        self._check_place()
+        self._stop(timeout_seconds)
+        if _inside_of.get() is not self:
+            await _outlast(self._host)
+
+    def _stop(self, timeout_seconds: float) -> None:
+        assert self._host is not None
+        assert self._started is not None
+        assert self._stopping is not None
+        if self._stopping.is_set():
+            return
+        self._drain_seconds = timeout_seconds
+        self._write_until = SystemClock().monotonic() + timeout_seconds + CLOSE_SECONDS
+        self._stopping.set()
+        if not self._started.done():
+            # Nothing to drain yet; and the start may be waiting for a lock that somebody else holds for long.
+            self._host.cancel()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.aclose()
+
+    # --- queues ---
+
+    def queue(self, name: str = "default") -> Queue:
+        """Return the queue of that name, of this service.
+
+        Raises:
+            UnknownQueueError: It is not configured; the message names the nearest ones.
+        """
+        find_queue(self._queues, name)
+        return Queue._of(self, name)
+
+    async def add(
+        self, payload: str | bytes | None = None, *, queue_name: str = "default", transactional: bool = False, **task_arguments: Any
+    ) -> Task:
+        """Make a Task of the arguments and add it; see `Task` and `Queue.add`."""
+        task = Task(payload, **task_arguments)
+        await self.add_tasks(queue_name, [task], transactional)
+        return task
+
+    async def add_tasks(self, queue_name: str, tasks: Sequence[Task], transactional: bool = False) -> None:
+        """Add tasks to the queue of that name; see `Queue.add`."""
+        self._check_usable()
+        check_tasks(tasks)
+        with claimed(tasks, queue_name):
+            config = find_queue(self._queues, queue_name)
+            if transactional:
+                raise BadTransactionStateError("There is no transaction; add with transactional=False.")
+            with self._clock.activity():
+                records = make_records(tasks, config, targets=self._targets, names=self._names, now_usec=self._clock.time_usec())
+                verdicts = await self._store_new(records, config)
+        mark(tasks, records, verdicts)
+        if self._is_eager and config.mode == "push":
+            await self._await_attempts([record for record, verdict in zip(records, verdicts, strict=True) if was_stored(verdict)])
+
+    async def statistics(self) -> list[QueueStatistics]:
+        """Return the figures of all configured queues, by name."""
+        return await QueueStatistics.fetch([self.queue(name) for name in sorted(self._queues)])
+
+    async def fetch_stored_statistics(self, queue_names: Sequence[str]) -> Sequence[StoredStatistics]:
+        """Return the figures of the queues of these names, in order."""
+        self._check_usable()
+        return await self._store.fetch_statistics(queue_names, now_usec=self._clock.time_usec())
+
+    def find_rate(self, queue_name: str) -> float | None:
+        """Return the rate per second that is enforced for a queue; None: no limit, or no such queue."""
+        config = self._queues.get(queue_name)
+        return None if config is None else config.rate_per_second
+
+    async def get_filtered_tasks(
+        self, url: str | None = None, name: str | None = None, queue_names: str | Iterable[str] | None = None
+    ) -> list[Task]:
+        """Return the tasks that wait or run, for tests: by queue name, then by ETA and name.
+
+        Args:
+            url: Only tasks of exactly this URL, query included.
+            name: Only the task of exactly this name.
+            queue_names: Only tasks of these queues; unknown ones are ignored. None: of all queues.
+
+        Source: GAE ``testbed``'s ``get_filtered_tasks``; SPEC 7.1.
+        """
+        self._check_usable()
+        wanted = {queue_names} if isinstance(queue_names, str) else None if queue_names is None else set(queue_names)
+        tasks = []
+        for queue_name in sorted(self._queues):
+            if wanted is None or queue_name in wanted:
+                tasks += [task_of(record) for record in await self._list_live(queue_name)]
+        return [task for task in tasks if (url is None or task.url == url) and (name is None or task.name == name)]
+
+    # --- state ---
+
+    async def run_until_idle(self) -> None:
+        """Deliver what is due, and what that adds, and return; the time of a test clock does not move.
+
+        Tasks with a later ETA, retries included, and those that wait for a token are left.
+        """
+        self._check_usable()
+        if self._dispatcher is not None:
+            with self._clock.released():
+                await self._dispatcher.wait_until_idle()
+
+    def health(self) -> Health:
+        """Return whether everything works, and if not, why."""
+        reasons = []
+        if not self._is_running:
+            reasons.append("The service is not running.")
+        elif self._dispatches and self._dispatcher is None:
+            reasons.append(_NO_TARGET)
+        if self._dispatcher is not None and self._dispatcher.trouble is not None:
+            reasons.append(str(self._dispatcher.trouble))
+        reasons += [f"Queue {name!r} has tasks but is not configured; they are kept and not delivered." for name in self._orphan_queues]
+        return Health(not reasons, tuple(reasons))
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make this the current service for a ``with`` block: where several run, `Queue("name")` needs to know which."""
+        return _current.use(self)
+
+    @property
+    def description(self) -> str:
+        """A few words that tell this service from others in error messages."""
+        return f"TaskQueueService({self._database!r})"
+
+    @property
+    def clock(self) -> Clock:
+        """What tells this service the time."""
+        return self._clock
+
+    def serve_app(self, app: web.Application, base_url: str) -> None:
+        """Note that this application is run elsewhere and embeds the service; for the web adapters, before the start.
+
+        Without a target it is what tasks are delivered to.
+
+        Raises:
+            ConfigError: The service is started or closed, or another application embeds it.
+        """
+        if self._host is not None or self._is_closed:
+            raise ConfigError("The service was started before; call init_app first, which starts it with the application.")
+        if self._served is not None:
+            raise ConfigError("The service belongs to another application, which starts and closes it; make one service for each.")
+        self._served = app, base_url
+        if self._default is None and self._delivery is None:
+            self._make_delivery(app)
+
+    # --- inside: the host ---
+
+    async def _run(self) -> None:
+        assert self._started is not None
+        assert self._stopping is not None
+        _inside_of.set(self)
+        try:
+            await self._store.open(now_usec=self._clock.time_usec())
+            async with anyio.create_task_group() as writing:
+                writing.start_soon(self._run_store)
+                await self._prepare()
+                await self._run_loops()
+                self._is_closed = True
+                self._store.stop()
+                give_up = SystemClock().call_at(self._write_until, writing.cancel_scope.cancel)
+            give_up.cancel()
+        except BaseException as exc:
+            if not self._started.done():
+                self._started.set_exception(ClosedError(_CLOSED) if self._stopping.is_set() else _first_of(exc))
+                # Whoever waited for it may have been cancelled; then nobody asks, and asyncio would complain.
+                self._started.exception()
+            elif not isinstance(exc, asyncio.CancelledError):
+                logger.exception("The service failed and is closed.")
+        finally:
+            self._is_closed = True
+            _current.unregister(self)
+            await self._close_parts()
+
+    async def _run_store(self) -> None:
+        await self._store.run(on_change=self._notice_change, on_orphans=self._notice_orphans)
+
+    async def _run_loops(self) -> None:
+        """Start what stands on the store, wait for the stop, drain."""
+        assert self._started is not None
+        assert self._stopping is not None
+        assert self._maintenance is not None
+        async with anyio.create_task_group() as loops:
+            loops.start_soon(supervise, "rescue of orphans", self._maintenance.run_rescues, self._clock)
+            loops.start_soon(supervise, "sweep", self._maintenance.run_sweeps, self._clock)
+            if self._dispatcher is not None:
+                loops.start_soon(self._dispatcher.run)
+            _current.register(self)
+            self._started.set_result(None)
+            await self._stopping.wait()
+            await self._drain(self._drain_seconds)
+            loops.cancel_scope.cancel()
+
+    async def _drain(self, timeout_seconds: float) -> None:
+        if self._dispatcher is None:
+            return
+        async with anyio.create_task_group() as announcing:
+            # Beside the drain and not before it: somebody else may hold the store's lock.
+            announcing.start_soon(self._announce_drain)
+            await self._dispatcher.drain(timeout_seconds)
+            announcing.cancel_scope.cancel()
+
+    async def _announce_drain(self) -> None:
+        with contextlib.suppress(StoreError, ClosedError):
+            await self._store.announce_drain()
+
+    async def _prepare(self) -> None:
+        now_usec = self._clock.time_usec()
+        configs = tuple(self._queues.values())
+        self._orphan_queues = await self._store.configure(configs, now_usec=now_usec)
+        for name in self._orphan_queues:
+            logger.warning("Queue %r has tasks but is not configured; they are kept and not delivered.", name)
+        if self._keys is None:
+            self._keys = KeyRing(await self._store.fetch_secrets(secret_numbers.token_bytes(SECRET_BYTES), now_usec=now_usec))
+            self.access.use_keys(self._keys)
+        await self._open_deliveries()
+        if self._dispatches and self._deliveries:
+            self._dispatcher = Dispatcher(
+                store=self._store,
+                clock=self._clock,
+                queues={config.name: config for config in configs if config.mode == "push"},
+                route=self._route,
+                places=self._places,
+                rng=self._rng,
+            )
+        elif self._dispatches:
+            logger.warning(_NO_TARGET)
+        self._maintenance = Maintenance(store=self._store, clock=self._clock, queues=configs, on_rescue=self._notice_change)
+        await self._maintenance.rescue()
+
+    async def _close_parts(self) -> None:
+        for close in (*[delivery.aclose for delivery in self._deliveries.values()], self._store.aclose):
+            try:
+                await close()
+            except asyncio.CancelledError:
+                # The event loop is being shut down. It says so once, and the other parts are to be closed all the same.
+                continue
+            except Exception:
+                logger.exception("A part of the service could not be closed.")
+
+    def _notice_change(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.notify()
+
+    def _notice_orphans(self) -> None:
+        if self._maintenance is not None:
+            self._maintenance.notice_orphans()
+
+    # --- inside: targets ---
+
+    def _check_targets(self) -> None:
+        """Make every delivery once, so that a bad target is an error here and not at the start."""
+        for target in (*self._targets.values(), *([] if self._default is None else [self._default])):
+            self._make_delivery(target)
+        for config in self._queues.values():
+            if config.target is not None and config.target not in self._targets:
+                raise ConfigError(f"Queue {config.name!r} has target {config.target!r}, which is not in targets={sorted(self._targets)}.")
+
+    def _make_delivery(self, target: Target) -> Delivery:
+        if self._served is not None and target is self._served[0]:
+            return AppDelivery(self._served[0], is_run_elsewhere=True, base_url=self._served[1], keys=self._keys)
+        if isinstance(target, web.Application):
+            return AppDelivery(target, is_run_elsewhere=False, keys=self._keys)
+        if isinstance(target, str):
+            return HTTPDelivery(target, keys=self._keys)
+        raise ConfigError(f"A target is a base URL or an aiohttp Application, not {target!r:.80}.")
+
+    async def _open_deliveries(self) -> None:
+        if self._delivery is not None:
+            self._deliveries[None] = self._delivery
+        else:
+            self._make_deliveries()
+        for delivery in self._deliveries.values():
+            await delivery.open(self._clock)
+
+    def _make_deliveries(self) -> None:
+        self._deliveries.update({name: self._make_delivery(target) for name, target in self._targets.items()})
+        default = self._served[0] if self._default is None and self._served is not None else self._default
+        if default is not None:
+            self._deliveries[None] = self._make_delivery(default)
+        elif self._deliveries:
+            self._deliveries[None] = _NoTarget()
+
+    def _route(self, record: TaskRecord) -> Delivery:
+        # A queue's target wins over the task's (SPEC 4.2).
+        name = self._queues[record.queue_name].target or record.target
+        if self._delivery is not None:
+            return self._delivery
+        return self._deliveries.get(name) or self._deliveries[None]
+
+    # --- inside: adding ---
+
+    async def _store_new(self, records: Sequence[TaskRecord], config: QueueConfig) -> Sequence[AddVerdict]:
+        dispatcher, now_usec = self._dispatcher, self._clock.time_usec()
+        configs = [config] * len(records)
+        if dispatcher is None or config.mode == "pull":
+            return await self._store.add(records, configs, now_usec=now_usec)
+        due = sum(record.eta_usec <= now_usec for record in records)
+        reserved = dispatcher.reserve(due) if due else 0
+        verdicts = await self._store.add(
+            records, configs, now_usec=now_usec, places=reserved, on_leased=_handing_over(dispatcher, reserved)
+        )
+        waiting = [record.eta_usec for record, verdict in zip(records, verdicts, strict=True) if verdict is AddVerdict.STORED]
+        if waiting:
+            dispatcher.notify_eta(min(waiting))
+        return verdicts
+
+    async def _await_attempts(self, records: Sequence[TaskRecord]) -> None:
+        if self._dispatcher is None:
+            return
+        with self._clock.released():
+            for record in records:
+                if record.eta_usec <= self._clock.time_usec():
+                    await self._dispatcher.wait_for_attempt(record)
+
+    async def _list_live(self, queue_name: str) -> list[TaskRecord]:
+        states = (TaskState.READY, TaskState.LEASED, TaskState.SUSPECT)
+        records: list[TaskRecord] = []
+        after: tuple[int, str] | None = None
+        while page := await self._store.list_tasks(queue_name, states=states, after=after):
+            records += page
+            after = page[-1].eta_usec, page[-1].name
+        return records
+
+    @property
+    def _is_running(self) -> bool:
+        return self._started is not None and self._started.done() and not self._is_closed
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise ClosedError(_CLOSED)
+        if not self._is_running:
+            raise NotStartedError("The service is not started; use 'async with service', 'await service.start()' or init_app.")
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Check that the caller is where the service was started: the same process, the same event loop."""
+        if os.getpid() != self._pid:
+            raise ForkedProcessError("The service was started before a fork; start it in the child, not at import.")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not self._loop:
+            raise WrongLoopError("The service runs in another event loop; call it from the loop and thread in which it was started.")
+
+
+class _NoTarget(Delivery):
+    """Where there are named targets but no default one, and a task names none."""
+
+    async def deliver(self, record: TaskRecord, *, deadline_seconds: float) -> Answer | NoAnswer:
+        """Reach nobody."""
+        return NoAnswer(FailureReason.UNREACHABLE, "The task names no target and the service has no default one.")
+
+
+def _handing_over(dispatcher: Dispatcher, reserved: int) -> Callable[[Sequence[TaskRecord]], None]:
+    return lambda leased: dispatcher.hand_over(reserved, leased)
+
+
+def _path_of(database: object) -> str:
+    """Return the path in a database's URL, or the path itself."""
+    if not isinstance(database, str):
+        raise ConfigError(f"The database is {database!r:.80}; {_DATABASES}.")
+    if database.startswith("file:"):
+        raise ConfigError(f"The database {database!r:.80} is a URI of SQLite's, whose options could make it unsafe; {_DATABASES}.")
+    scheme, separator, rest = database.partition("://")
+    if not separator:
+        return database
+    # What follows may be a password.
+    if scheme != "sqlite":
+        raise ConfigError(f"The database {scheme[:60] + '://...'!r} has an unknown scheme; {_DATABASES}.")
+    if not rest.startswith("/"):
+        raise ConfigError(f"The database 'sqlite://...' names a host; {_DATABASES}.")
+    return rest.removeprefix("/")
+
+
+def _first_of(exc: BaseException) -> BaseException:
+    """Return the error that a task group wrapped."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+async def _outlast(task: asyncio.Task[None]) -> None:
+    """Wait for `task` to the end, cancelled or not; then be cancelled if one came.
+
+    An anyio shield does not stop a native cancellation, and a native one does not stop anyio's: both are needed
+    (RELIABILITY A1, fact 9).
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled
+
+
+async def add(
+    payload: str | bytes | None = None, *, queue_name: str = "default", transactional: bool = False, **task_arguments: Any
+) -> Task:
+    """Make a Task of the arguments and add it to a queue of the current service.
+
+    Args:
+        payload: As for Task.
+        queue_name: The queue.
+        transactional: As for `Queue.add`.
+        **task_arguments: Arguments of Task: url, params, name, countdown, ...
+
+    Returns:
+        The task, stored.
+
+    Raises:
+        NotStartedError: No service is running, or several are and none of them is the current one.
+        Error: Whatever Task and `Queue.add` raise.
+
+    Source: GAE ``taskqueue.add``.
+    """
+    task = Task(payload, **task_arguments)
+    return await task.add(queue_name, transactional)

@@ -1,0 +1,1 @@
+"""Deliveries: ways to carry one task to its handler."""

@@ -1,0 +1,1 @@
+"""Stores: where tasks are remembered."""

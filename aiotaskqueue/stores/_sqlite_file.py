@@ -1,0 +1,229 @@
+"""The file around the database: its making and identity, connections, the locks that prove a process alive, error words.
+
+Nothing here opens the database file itself while SQLite has it: closing any descriptor of a file drops all POSIX locks
+that the process holds on it (RELIABILITY S13). Liveness has side files of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from aiotaskqueue.errors import (
+    ConfigError,
+    OutcomeUnknownError,
+    StoreBusyError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreReplacedError,
+)
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover -- Windows: leases of dead processes are found by their expiry only
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+# How long SQLite itself waits for a lock before our own retry takes over (RELIABILITY S3). Short, since nobody's patience
+# can end meanwhile, and since SQLite looks at the lock less and less often.
+BUSY_TIMEOUT_SECONDS = 0.1
+
+
+class ThreadConnection(sqlite3.Connection):
+    """A connection whose `execute` also takes a function of the connection.
+
+    aiosqlite sends each call to its thread and back (25 us). This way a whole transaction is one such hop, through
+    public names only.
+    """
+
+    def execute(self, sql: Any, parameters: Any = (), /) -> Any:
+        """Execute a statement, or call a function in this thread."""
+        if callable(sql):
+            return sql(self)
+        return super().execute(sql, parameters)
+
+
+async def run_in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """Call `function` in the connection's thread, as one hop; it runs to its end even when the caller is cancelled."""
+    returned: list[T] = []
+    await connection.execute(lambda raw: returned.append(function(raw)))
+    return returned[0]
+
+
+class DatabaseFile:
+    """The path of a database, and whether the file there is still the one that was opened.
+
+    In WAL mode SQLite does not notice that its file was deleted or replaced: commits go on "succeeding" into a file that
+    nobody will ever see again (RELIABILITY fact 3). So the identity is compared around each transaction: 1.5 us.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._identity: tuple[int, int] | None = None
+
+    def create(self) -> bool:
+        """Make an empty file that only its owner can read, unless there is one; return whether it was made."""
+        check_path(self.path)
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            return False
+        except OSError as exc:
+            raise StoreReadOnlyError(
+                f"The database {self.path!r} cannot be created: {exc.strerror}; check the folder's owner and mode."
+            ) from exc
+        os.close(descriptor)
+        return True
+
+    def remember(self) -> None:
+        """Take the file that is at the path now for the right one."""
+        self._identity = self._look()
+
+    def check(self) -> None:
+        """Raise StoreReplacedError if another file, or none, is at the path now."""
+        if self._look() != self._identity:
+            raise StoreReplacedError(
+                f"The database {self.path!r} was deleted or replaced while it was open; nothing more is written to it. "
+                "Put the file back or restart the service."
+            )
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def connect(self, *, read_only: bool = False) -> aiosqlite.Connection:
+        """Return a connection that is not open yet."""
+        mode = "ro" if read_only else "rw"
+        uri = f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(self.path)))}?mode={mode}"
+        return connect(uri)
+
+
+def connect(uri: str) -> aiosqlite.Connection:
+    """Return a connection that is not open yet, in autocommit: transactions are begun and ended by us alone."""
+    return aiosqlite.connect(
+        uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS, factory=ThreadConnection, cached_statements=256
+    )
+
+
+def check_path(path: str) -> None:
+    """Raise ConfigError for what cannot be the path of a database."""
+    if not path or "\0" in path:
+        raise ConfigError(f"The path of the database is {path!r}; give the path of a file, or ':memory:'.")
+    if os.path.isdir(path):
+        raise ConfigError(f"The path of the database {path!r} is a folder; give the path of a file in it.")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"The folder {str(folder)!r} of the database does not exist; create it first.")
+
+
+class ProcessLock:
+    """Proves to other processes that this one is alive: a lock on a side file, which the kernel drops with the process."""
+
+    def __init__(self, database_path: str, process_id: int) -> None:
+        self.path = lock_path(database_path, process_id)
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Create and lock the side file; before the process's row can be seen by others.
+
+        Raises:
+            StoreReadOnlyError: The folder cannot be written.
+            StoreReplacedError: A process with this id lives: it has another database open that was here before.
+        """
+        try:
+            self._descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as exc:
+            raise StoreReadOnlyError(
+                f"The file {self.path!r} cannot be created: {exc.strerror}; check the folder's owner and mode."
+            ) from exc
+        if fcntl is None:  # pragma: no cover -- Windows
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self.release(remove=False)
+            raise StoreReplacedError(
+                f"The file {self.path!r} is locked by a process whose database was deleted or replaced; end that process."
+            ) from exc
+
+    def release(self, *, remove: bool = True) -> None:
+        """Unlock, and remove the file; twice is fine."""
+        if self._descriptor is None:
+            return
+        if remove:
+            Path(self.path).unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+def lock_path(database_path: str, process_id: int) -> str:
+    """Return the path of a process's side file."""
+    return f"{database_path}-process-{process_id}"
+
+
+def remove_lock(database_path: str, process_id: int) -> None:
+    """Remove the side file of a process that has ended."""
+    Path(lock_path(database_path, process_id)).unlink(missing_ok=True)
+
+
+def is_dead(database_path: str, process_id: int) -> bool:
+    """Whether the process with that side file has certainly ended."""
+    if fcntl is None:  # pragma: no cover -- Windows
+        return False
+    try:
+        descriptor = os.open(lock_path(database_path, process_id), os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+_FULL = {sqlite3.SQLITE_FULL}
+_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_locked(exc: BaseException) -> bool:
+    """Whether somebody else's lock is the reason."""
+    return isinstance(exc, sqlite3.Error) and _primary_code(exc) in _LOCKED
+
+
+def translate(exc: sqlite3.Error, path: str) -> StoreError:
+    """Return the typed error for what SQLite said."""
+    code = _primary_code(exc)
+    if code in _FULL or getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE:
+        return StoreFullError(f"There is no space left for the database {path!r} ({exc}); make room, nothing was stored.")
+    if code in _CORRUPT:
+        return StoreCorruptError(f"The file {path!r} is not a database or is damaged ({exc}); it was left as it is. Restore a backup.")
+    if code in _READ_ONLY:
+        return StoreReadOnlyError(f"The database {path!r} cannot be written ({exc}); check owner and mode of the file and its folder.")
+    if code in _LOCKED:
+        return StoreBusyError(f"The database {path!r} is locked by another process ({exc}); end it, or try again.")
+    if code == sqlite3.SQLITE_IOERR:
+        return OutcomeUnknownError(f"The disk of the database {path!r} failed ({exc}); whether the change was stored is unknown.")
+    return StoreError(f"The database {path!r} refused: {exc}.")
+
+
+def _primary_code(exc: sqlite3.Error) -> int:
+    # Extended result codes carry the primary one in their low byte. Source: sqlite.org/rescode.html.
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF

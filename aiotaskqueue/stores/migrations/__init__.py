@@ -1,0 +1,1 @@
+"""Numbered migrations, forward only: ``<store>/NNNN_name.sql``."""

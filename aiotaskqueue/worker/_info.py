@@ -1,0 +1,85 @@
+"""The task that is running: what a handler may know about it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+from aiotaskqueue.errors import NotInTaskError
+
+if TYPE_CHECKING:
+    from aiotaskqueue._clock import Clock
+    from aiotaskqueue._headers import TaskHeaders
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_current: ContextVar[TaskInfo | None] = ContextVar("aiotaskqueue_current_task", default=None)
+
+
+@attrs.frozen(kw_only=True)
+class TaskInfo:
+    """The task whose request this is, and its attempt.
+
+    All but `previous_response` and `retry_reason` are under the delivery's signature; do not decide about access by
+    those two.
+    """
+
+    uuid: str
+    """32 hexadecimal digits, the same on every attempt: an idempotency key for other systems."""
+    queue_name: str
+    name: str
+    retry_count: int
+    """Failed attempts so far, also those that never reached a handler; 0 on the first."""
+    execution_count: int
+    """Attempts so far that reached the target and failed there."""
+    eta_usec: int
+    """When this attempt was due, in microseconds since 1970, UTC."""
+    deadline_seconds: float
+    """How long this attempt may take, counted from the arrival of its head."""
+    previous_response: int | None
+    """HTTP status of the previous attempt, if it got an answer."""
+    retry_reason: str | None
+    """One word for why the previous attempt failed."""
+    _clock: Clock = attrs.field(repr=False, eq=False)
+    _ends_at: float = attrs.field(repr=False, eq=False)
+
+    @classmethod
+    def from_headers(cls, headers: TaskHeaders, clock: Clock) -> Self:
+        """Return the task of the request whose head has arrived now: its deadline runs from here."""
+        return cls(**headers._asdict(), clock=clock, ends_at=clock.monotonic() + headers.deadline_seconds)
+
+    @property
+    def eta(self) -> datetime.datetime:
+        """When this attempt was due, as an aware UTC datetime."""
+        return _EPOCH + datetime.timedelta(microseconds=self.eta_usec)
+
+    def remaining_seconds(self) -> float:
+        """Return the time until the deadline, in seconds; 0.0 once it has passed."""
+        return max(0.0, self._ends_at - self._clock.monotonic())
+
+
+def current_task() -> TaskInfo:
+    """Return the task whose request is being handled.
+
+    Raises:
+        NotInTaskError: The code does not run inside of a genuine delivery to a ``@task`` handler.
+    """
+    info = _current.get()
+    if info is None:
+        raise NotInTaskError("There is no current task; call current_task() inside of a @task handler that a queue has called.")
+    return info
+
+
+@contextlib.contextmanager
+def running(info: TaskInfo | None) -> Iterator[None]:
+    """Make `info` the current task while the block runs; None: there is no current task in it."""
+    # Reset at the end: a server may handle the next request of a connection in the same context.
+    token = _current.set(info)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,61 @@
+"""Everything that checks this project. Needs nothing but ``pip install nox``; a second run reuses the environments."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests", "lint", "typing", "docs"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+# Python files outside of the package that are ours as well.
+AROUND = ("docs", "examples", "noxfile.py", "tests")
+
+
+def groups(*names: str) -> tuple[str, ...]:
+    """Return the requirements of the dependency groups in pyproject.toml."""
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the built package; without arguments, its coverage has to be 100 %."""
+    session.install(*groups("tests"), ".[yaml]")
+    # By its path, not by "-m pytest": that would put the source folder into sys.path, and what is tested is what users install.
+    session.run("coverage", "run", f"{session.bin}/pytest", *session.posargs)
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, layers, and that each test says what it claims."""
+    session.install(*groups("lint"), "-e", ".")
+    session.run("ruff", "check", "aiotaskqueue", *AROUND)
+    session.run("ruff", "format", "--check", "aiotaskqueue", *AROUND)
+    session.run("lint-imports")
+    session.run("interrogate", "tests")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types of the package, of its examples and of its public surface as users see it."""
+    session.install(*groups("typing"), "-e", ".[yaml]")
+    session.run("mypy", "aiotaskqueue", "examples", "tests/typing")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a dangling reference is an error."""
+    session.install(*groups("docs"), "-e", ".[yaml]")
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the counter example, which counts words by tasks; arguments: ``--crash`` or ``--serve``."""
+    session.install(".")
+    session.run("python", "examples/counter.py", *session.posargs)
