@@ -51,6 +51,15 @@ class Body:
 # --- heads ---------------------------------------------------------------------------------------------------------
 
 
+def test_without_keys_nobody_is_let_in() -> None:
+    """A check that has no keys yet, before its service has started, refuses even a genuine head."""
+    check = AccessCheck(None, StoppedClock())
+    before = outcome(check)
+    check.use_keys(KeyRing([SECRET]))
+
+    assert [RefusalReason.UNKNOWN_KEY, "admitted"] == [before, outcome(check)]
+
+
 def test_genuine_head() -> None:
     """A genuine head says which task may run."""
     info = admission().info

@@ -178,7 +178,7 @@ async def test_socket_is_for_this_user_only(folder: Path) -> None:
     (made,) = folder.iterdir()
 
     assert 0o700 == os.stat(made).st_mode & 0o777
-    assert ["app.sock"] == [file.name for file in made.iterdir()]
+    assert ["alive", "app.sock"] == sorted(file.name for file in made.iterdir())
 
     await delivery.aclose()
     await delivery.aclose()
@@ -284,3 +284,16 @@ def test_private_names_of_aiohttp(name: str, parameters: list[str]) -> None:
 def test_unix_sockets_exist() -> None:
     """The systems that these tests run on have UNIX sockets; on others an AppDelivery is a ConfigError."""
     assert hasattr(socket, "AF_UNIX")
+
+
+async def test_folders_of_killed_processes_are_removed(folder: Path) -> None:
+    """Opening removes the folder that a killed process left behind, and none that is in use or just being made."""
+    for name in ("killed", "new"):
+        (folder / f"aiotaskqueue-{name}").mkdir()
+    (folder / "aiotaskqueue-killed" / "alive").touch()
+    first, second = (AppDelivery(web.Application(), is_run_elsewhere=False) for _ in range(2))
+    async with opened(first), opened(second):
+        names = {path.name for path in folder.iterdir()}
+
+    assert (3, False) == (len(names), "aiotaskqueue-killed" in names)
+    assert ["aiotaskqueue-new"] == [path.name for path in folder.iterdir()]

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -108,25 +108,47 @@ async def test_test_server(path: Path, folder: Path) -> None:
     assert [] == list(folder.iterdir())
 
 
-@pytest.fixture
-async def aiohttp_client() -> AsyncIterator[Callable[[web.Application], Awaitable[Client]]]:
-    """A function that serves an application until the end of the test, as pytest-aiohttp's fixture of that name does."""
-    async with contextlib.AsyncExitStack() as stack:
+USER_TEST = """
+    import asyncio
 
-        async def make(app: web.Application) -> Client:
-            return await stack.enter_async_context(TestClient(TestServer(app)))
+    from aiohttp import web
 
-        yield make
+    from aiotaskqueue import Queue, Task, TaskQueueService
+    from aiotaskqueue.web.aiohttp import init_app, task
+
+    counted = asyncio.Event()
+
+    async def add(request):
+        await Queue().add(Task(url="/worker"))
+        return web.Response(status=202)
+
+    @task
+    async def work(request):
+        counted.set()
+
+    async def test_the_app_delivers_its_own_tasks(aiohttp_client, tmp_path):
+        app = web.Application()
+        app.add_routes([web.post("/", add), web.post("/worker", work)])
+        init_app(app, TaskQueueService(tmp_path / "tasks.db"))
+        client = await aiohttp_client(app)
+        response = await client.post("/")
+        assert 202 == response.status
+        await asyncio.wait_for(counted.wait(), 5)
+"""
 
 
-async def test_aiohttp_client(path: Path, aiohttp_client: Callable[[web.Application], Awaitable[Client]]) -> None:
-    """An application that is started and ended in a fixture, so in other tasks than the test, delivers its own tasks."""
-    counter = Counter(TaskQueueService(path))
-    client = await aiohttp_client(counter.app)
-    await client.post("/", data={"key": "a"})
-    await until(lambda: counter.counts == {"a": 1})
+@pytest.mark.slow
+def test_pytest_aiohttp(tmp_path: Path, folder: Path) -> None:
+    """Under pytest-aiohttp, whose fixtures start and end an application in other tasks, a user's test passes without a warning."""
+    (tmp_path / "test_user.py").write_text(textwrap.dedent(USER_TEST))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    options = ["-W", "error", "-p", "pytest_asyncio.plugin", "-p", "pytest_aiohttp.plugin", "-q"]
+    run = start(["-m", "pytest", *options, "test_user.py"], cwd=tmp_path, PYTEST_DISABLE_PLUGIN_AUTOLOAD=1, TMPDIR=folder)
+    output, _ = run.communicate(timeout=15)
 
-    assert counter.service.health().is_ok
+    assert 0 == run.returncode, output
+    assert "1 passed" in output
+    assert [] == list(folder.glob("aiotaskqueue-*"))
 
 
 async def test_eager(path: Path) -> None:

@@ -35,7 +35,7 @@ from aiotaskqueue.errors import (
     StoreReplacedError,
 )
 from aiotaskqueue.stores import _sqlite_schema
-from aiotaskqueue.stores._sqlite_file import is_locked, translate
+from aiotaskqueue.stores._sqlite_file import ProcessLock, is_locked, translate
 from aiotaskqueue.stores._sqlite_verbs import Verbs
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
@@ -584,6 +584,30 @@ async def test_a_cancelled_close_leaves_nothing_behind(path: Path) -> None:
 
         assert closing.cancelled()
         assert [path] == list(path.parent.iterdir())
+
+
+async def test_a_cancelled_opening_leaves_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When opening is cancelled while the database's thread enters the process, closing takes row, lock and side file back (S5)."""
+    is_entering, may_enter = threading.Event(), threading.Event()
+
+    def make_lock_late(database_path: str, process_id: int) -> ProcessLock:
+        is_entering.set()
+        may_enter.wait(5)
+        return ProcessLock(database_path, process_id)
+
+    monkeypatch.setattr("aiotaskqueue.stores.sqlite.ProcessLock", make_lock_late)
+    store = SQLiteStore(str(path))
+    opening = asyncio.create_task(store.open(now_usec=NOW))
+    while not is_entering.is_set():
+        await asyncio.sleep(0.001)
+    opening.cancel()
+    await asyncio.wait([opening])
+    asyncio.get_running_loop().call_later(0.02, may_enter.set)
+    await store.aclose()
+
+    assert opening.cancelled()
+    assert [path] == list(path.parent.iterdir())
+    assert [] == query(path, "SELECT id FROM taskqueue_process")
 
 
 async def test_a_failed_opening_leaves_nothing_behind(path: Path) -> None:

@@ -7,6 +7,7 @@ runs is started and stopped here.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from aiotaskqueue._liveness import hold, is_abandoned
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.delivery._base_url import parse_base_url
 from aiotaskqueue.delivery.http import HTTPDelivery
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 # By the time we close, nothing is delivered any more; a handler that still runs has outlived its attempt. aiohttp waits so
 # long twice: for the handler's end, and for its end by cancellation.
 SHUTDOWN_SECONDS = 0.05
+
+FOLDER_PREFIX = "aiotaskqueue-"
+
+# Locked while its folder is in use; a process that was killed leaves both behind.
+ALIVE = "alive"
 
 
 class AppDelivery(Delivery):
@@ -57,6 +64,7 @@ class AppDelivery(Delivery):
         self._base_url = base_url
         self._keys = keys
         self._folder: str | None = None
+        self._alive: int | None = None
         self._runner: web.BaseRunner | None = None
         self._http: HTTPDelivery | None = None
 
@@ -71,8 +79,10 @@ class AppDelivery(Delivery):
         Raises:
             ConfigError: No socket can be made in the folder for temporary files.
         """
+        _remove_abandoned_folders()
         # mkdtemp makes the folder with mode 0700.
-        self._folder = tempfile.mkdtemp(prefix="aiotaskqueue-")
+        self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)
+        self._alive = _hold_folder(Path(self._folder))
         path = str(Path(self._folder) / "app.sock")
         self._runner = self._make_runner()
         await self._runner.setup()
@@ -92,8 +102,8 @@ class AppDelivery(Delivery):
 
     async def aclose(self) -> None:
         """Stop serving and remove the socket; twice is fine."""
-        http, runner, folder = self._http, self._runner, self._folder
-        self._http = self._runner = self._folder = None
+        http, runner, folder, alive = self._http, self._runner, self._folder, self._alive
+        self._http = self._runner = self._folder = self._alive = None
         try:
             if http is not None:
                 await http.aclose()
@@ -103,6 +113,8 @@ class AppDelivery(Delivery):
         finally:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+            if alive is not None:
+                os.close(alive)
 
     def _make_runner(self) -> web.BaseRunner:
         if not self._is_run_elsewhere:
@@ -112,3 +124,18 @@ class AppDelivery(Delivery):
         make_request = self._app._make_request
         server = web.Server(self._app._handle, request_factory=make_request, access_log=None, handler_cancellation=True)  # type: ignore[arg-type]
         return web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
+
+
+def _hold_folder(folder: Path) -> int:
+    """Mark the folder as in use, under its real name only once it is locked: nobody sees an unlocked mark."""
+    new = folder / f"{ALIVE}.new"
+    descriptor = hold(str(new))
+    new.rename(folder / ALIVE)
+    return descriptor
+
+
+def _remove_abandoned_folders() -> None:
+    """Remove what processes that were killed have left behind."""
+    for alive in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{ALIVE}"):
+        if is_abandoned(str(alive)):
+            shutil.rmtree(alive.parent, ignore_errors=True)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
+from aiotaskqueue._liveness import hold, is_abandoned
 from aiotaskqueue.errors import (
     ConfigError,
     OutcomeUnknownError,
@@ -25,11 +26,6 @@ from aiotaskqueue.errors import (
     StoreReadOnlyError,
     StoreReplacedError,
 )
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover -- Windows: leases of dead processes are found by their expiry only
-    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
@@ -143,19 +139,14 @@ class ProcessLock:
             StoreReplacedError: A process with this id lives: it has another database open that was here before.
         """
         try:
-            self._descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+            self._descriptor = hold(self.path)
+        except BlockingIOError as exc:
+            raise StoreReplacedError(
+                f"The file {self.path!r} is locked by a process whose database was deleted or replaced; end that process."
+            ) from exc
         except OSError as exc:
             raise StoreReadOnlyError(
                 f"The file {self.path!r} cannot be created: {exc.strerror}; check the folder's owner and mode."
-            ) from exc
-        if fcntl is None:  # pragma: no cover -- Windows
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            self.release(remove=False)
-            raise StoreReplacedError(
-                f"The file {self.path!r} is locked by a process whose database was deleted or replaced; end that process."
             ) from exc
 
     def release(self, *, remove: bool = True) -> None:
@@ -180,21 +171,7 @@ def remove_lock(database_path: str, process_id: int) -> None:
 
 def is_dead(database_path: str, process_id: int) -> bool:
     """Whether the process with that side file has certainly ended."""
-    if fcntl is None:  # pragma: no cover -- Windows
-        return False
-    try:
-        descriptor = os.open(lock_path(database_path, process_id), os.O_RDWR)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+    return is_abandoned(lock_path(database_path, process_id))
 
 
 _FULL = {sqlite3.SQLITE_FULL}

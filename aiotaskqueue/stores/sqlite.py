@@ -156,12 +156,11 @@ class SQLiteStore(Store):
             # Last in, first out, and each although the wait for another be cancelled: a thread left running would keep the
             # interpreter from ending, and a lock would prove a dead process alive (RELIABILITY S4, S7). The writer comes
             # after the reader, since the last connection to close empties the WAL, which a reader cannot.
-            if self._lock is not None:
-                parts.callback(self._lock.release)
+            parts.callback(self._release)
             for connection in (self._writer, self._reader):
                 if connection is not None:
                     parts.push_async_callback(_stop, connection)
-            if self._lock is not None and self._writer is not None:
+            if self._writer is not None:
                 await self._sign_off(self._writer)
 
     def stop(self) -> None:
@@ -345,7 +344,14 @@ class SQLiteStore(Store):
         except sqlite3.Error as exc:
             logger.warning("The process could not be unregistered (%s); the next start will find it gone.", exc)
 
+    def _release(self) -> None:
+        # A cancelled opening may have taken the lock only while the writer was told to stop: so look now, and not earlier.
+        if self._lock is not None:
+            self._lock.release()
+
     def _unregister(self, connection: sqlite3.Connection) -> None:
+        if self._lock is None:
+            return
         # A process that still has leases is left for `rescue`, which finds its lock gone.
         connection.execute(
             """DELETE FROM taskqueue_process WHERE id = ?1
