@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -70,7 +71,7 @@ class DispatcherStatistics:
 class _Lane:
     """What a lane is doing: its task, and the future on which it waits for the next record."""
 
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None]
     next: asyncio.Future[_Job] | None = None
 
 
@@ -115,8 +116,8 @@ class Dispatcher:
         self._is_draining = False
         self._is_cut = False
         self._is_over = False
-        self._drained: asyncio.Future[None] | None = None
         self._waiting_for_idle: list[asyncio.Future[None]] = []
+        self._waiting_for_drain: list[asyncio.Future[None]] = []
         self._waiting_for_attempt: dict[bytes, list[asyncio.Future[None]]] = {}
         self._target_pauses: dict[Delivery, tuple[int, int]] = {}
         self._hinted_urls: set[str] = set()
@@ -211,16 +212,17 @@ class Dispatcher:
         The time is real whatever clock the service has: whoever closes it wants it closed.
         """
         self._is_draining = True
-        if self._drained is None:
-            self._drained = _new_future()
-        drained = self._drained
+        if self._is_over:
+            return
+        drained = _new_future()
+        self._waiting_for_drain.append(drained)
         self.notify()
         clock = SystemClock()
         give_up = clock.monotonic() + timeout_seconds
         timers = [clock.call_at(give_up, self._cut), clock.call_at(give_up + RECORDING_SECONDS, lambda: _resolve(drained))]
         try:
             with self._clock.released():
-                await asyncio.wait({drained})
+                await drained
         finally:
             for timer in timers:
                 timer.cancel()
@@ -320,9 +322,10 @@ class Dispatcher:
                 _resolve(ended)
         if self._free_places < self._places:
             return
-        for idle in (*self._waiting_for_idle, *([] if self._drained is None else [self._drained])):
+        for idle in (*self._waiting_for_idle, *self._waiting_for_drain):
             _resolve(idle)
         self._waiting_for_idle.clear()
+        self._waiting_for_drain.clear()
 
     def _suspect_queue(self) -> str | None:
         """Return the queue of the task that is being retried alone; one whose attempt has ended is settled before the lease."""
@@ -346,7 +349,9 @@ class Dispatcher:
             self._lane_group.start_soon(self._run_lane, job)
 
     async def _run_lane(self, job: _Job) -> None:
-        lane = _Lane(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        lane = _Lane(task)
         while True:
             record, activity = job
             self._lanes.add(lane)
@@ -384,13 +389,19 @@ class Dispatcher:
         try:
             if self._is_cut:
                 return NoAnswer(FailureReason.CANCELLED)
-            return await delivery.deliver(record, deadline_seconds=deadline_seconds)
+            result = await delivery.deliver(record, deadline_seconds=deadline_seconds)
+            if not isinstance(result, Answer | NoAnswer):
+                raise TypeError(f"A delivery returns an Answer or a NoAnswer, not {result!r:.80}.")
+            return result
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._is_cut or task is None:
+            if anyio.current_effective_deadline() == -math.inf:
+                # The lanes are ended.
                 raise
-            task.uncancel()
-            return NoAnswer(FailureReason.CANCELLED, "The service was closed before the attempt ended.")
+            _forget_cancellation()
+            if self._is_cut:
+                return NoAnswer(FailureReason.CANCELLED, "The service was closed before the attempt ended.")
+            # Not logged as an error: so ends an event loop that is shut down with the service open.
+            return NoAnswer(FailureReason.ERROR, "The delivery was cancelled by somebody else.")
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:
@@ -453,8 +464,13 @@ class Dispatcher:
         """Give up what is in flight."""
         self._is_cut = True
         for lane in self._lanes:
-            if lane.task is not None:
-                lane.task.cancel()
+            lane.task.cancel()
+
+
+def _forget_cancellation() -> None:
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 def _new_future() -> asyncio.Future[None]:

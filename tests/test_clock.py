@@ -265,11 +265,15 @@ async def test_late_block_is_cut() -> None:
 async def test_block_that_catches_its_cut() -> None:
     """A block that turns the cancellation into something of its own keeps that; `was_cut` tells, and nothing is left behind."""
     clock = SystemClock()
-    with pytest.raises(ZeroDivisionError), clock.cutoff(clock.monotonic()) as cutoff:
+
+    async def hang() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             raise ZeroDivisionError from None
+
+    with pytest.raises(ZeroDivisionError), clock.cutoff(clock.monotonic()) as cutoff:
+        await hang()
     await turns()
 
     assert (True, 0) == (cutoff.was_cut, _cancelling())

@@ -37,9 +37,7 @@ EXECUTED = [FailureReason.DEADLINE, FailureReason.TRUNCATED, FailureReason.MALFO
 NOT_EXECUTED = [FailureReason.DISCONNECTED, FailureReason.UNREACHABLE, FailureReason.ERROR]
 
 
-def end(
-    result: Answer | NoAnswer | int, record: TaskRecord = RECORD, config: QueueConfig = CONFIG, **around: Any
-) -> Delete | Retry | Dead:
+def end(result: Answer | NoAnswer | int, record: TaskRecord = RECORD, config: QueueConfig = CONFIG, **around: Any) -> Delete | Retry | Dead:
     """Decide about an attempt of two seconds."""
     answer = Answer(result) if isinstance(result, int) else result
     return decide(Attempt(record=record, config=config, result=answer, started_usec=STARTED, ended_usec=ENDED, **around))
@@ -47,7 +45,7 @@ def end(
 
 def with_options(**fields: float) -> TaskRecord:
     """Return a task with retry options of its own."""
-    return attrs.evolve(RECORD, retry_options=TaskRetryOptions(**fields))  # type: ignore[arg-type]
+    return attrs.evolve(RECORD, retry_options=TaskRetryOptions(**fields))
 
 
 def log(reason: str, *, status: int | None = None, detail: str = "", attempt: int = 1) -> AttemptRecord:

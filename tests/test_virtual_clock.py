@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -173,7 +174,7 @@ async def test_advance_stops_at_moments_that_come_up_on_the_way(clock: VirtualCl
 async def test_timers_of_one_moment(clock: VirtualClock, note: Notes) -> None:
     """Timers of one moment call back in the order in which they were set."""
     for text in "bac":
-        clock.call_at(1, lambda text=text: note(text))
+        clock.call_at(1, functools.partial(note, text))
     await clock.advance(1)
 
     assert [(1, "b"), (1, "a"), (1, "c")] == note.made
