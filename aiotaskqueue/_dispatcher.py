@@ -35,7 +35,7 @@ from aiotaskqueue._outcome import Attempt, decide
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue._supervisor import supervise
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
-from aiotaskqueue.errors import StoreError
+from aiotaskqueue.errors import ClosedError, OutcomeUnknownError, StoreError
 from aiotaskqueue.stores._base import Dead, Exchange, LeaseRequest, Retry, Settlement, Store
 
 logger = logging.getLogger("aiotaskqueue")
@@ -113,6 +113,7 @@ class Dispatcher:
         self._may_have_due = True
         self._has_more = False
         self._next_eta_usec: int | None = None
+        self._has_unknown_leases = False
         self._is_draining = False
         self._is_cut = False
         self._is_over = False
@@ -121,7 +122,7 @@ class Dispatcher:
         self._waiting_for_attempt: dict[bytes, list[asyncio.Future[None]]] = {}
         self._target_pauses: dict[Delivery, tuple[int, int]] = {}
         self._hinted_urls: set[str] = set()
-        self.trouble: StoreError | None = None
+        self.trouble: StoreError | ClosedError | None = None
         """Why nothing is leased at the moment."""
         self.statistics = DispatcherStatistics()
 
@@ -139,6 +140,11 @@ class Dispatcher:
         elif self._next_eta_usec is None or eta_usec < self._next_eta_usec:
             self._next_eta_usec = eta_usec
             self._wakeup.set()
+
+    def doubt_leases(self) -> None:
+        """Look for tasks that are leased by us without our knowing: an add's outcome is unknown."""
+        self._has_unknown_leases = True
+        self._wakeup.set()
 
     def reserve(self, wanted: int) -> int:
         """Reserve places for tasks that are about to be added; `hand_over` gives them back.
@@ -166,7 +172,7 @@ class Dispatcher:
         """Return when no task is due, none is in flight and no outcome is unwritten, or when the service is closed.
 
         Raises:
-            StoreError: The store fails, so that none of this will be for now.
+            StoreError, ClosedError: The store fails, so that none of this will be for now.
         """
         if self._is_over:
             return
@@ -192,7 +198,7 @@ class Dispatcher:
             try:
                 await supervise("dispatcher", self._run_turns, self._clock)
             finally:
-                self._is_over = True
+                self._is_over, self.trouble = True, None
                 self._lane_group.cancel_scope.cancel()
                 self._lane_group = None
                 self._let_everybody_go()
@@ -239,6 +245,9 @@ class Dispatcher:
     async def _step(self) -> None:
         """Take a turn if there is something to do, else sleep until there may be."""
         self._look_at_time()
+        if self._has_unknown_leases and not self._is_draining:
+            await self._take_up_leases()
+            return
         if self._settlements or self._wants_lease():
             await self._turn()
             return
@@ -256,18 +265,16 @@ class Dispatcher:
 
     async def _turn(self) -> None:
         settlements, self._settlements = self._settlements, []
-        request, places = None, 0
-        if self._wants_lease():
-            # The answer covers both; what is noted while it is on its way comes on top of it.
-            self._may_have_due, self._next_eta_usec = False, None
-            places, self._free_places = self._free_places, 0
-            request = LeaseRequest(places, tuple(self._queues.values()), self._suspect_queue())
+        request = self._take_places() if self._wants_lease() else None
+        places = 0 if request is None else request.places
         try:
             exchange = await self._store.exchange(settlements, request, now_usec=self._clock.time_usec())
         except BaseException as exc:
+            # Whatever it was: what is not known to be written is offered again.
             self._settlements[:0] = settlements
             self._may_have_due = True
-            if not isinstance(exc, StoreError):
+            self._has_unknown_leases |= isinstance(exc, OutcomeUnknownError)
+            if not isinstance(exc, StoreError | ClosedError):
                 raise
             await self._survive(exc)
             return
@@ -280,7 +287,26 @@ class Dispatcher:
         for record in sorted(exchange.leased, key=_eta_of):
             self._start(record)
 
-    async def _survive(self, exc: StoreError) -> None:
+    async def _take_up_leases(self) -> None:
+        """Start what was leased in a commit that we were not told of."""
+        try:
+            leases = await self._store.list_own_leases()
+        except (StoreError, ClosedError) as exc:
+            await self._survive(exc)
+            return
+        self._has_unknown_leases = False
+        for record in leases:
+            if record.uuid not in self._in_flight:
+                self._start(record)
+
+    def _take_places(self) -> LeaseRequest:
+        """Return a request for all free places, which are taken until it is answered."""
+        # The answer covers these two; what is noted while it is on its way comes on top of it.
+        self._may_have_due, self._next_eta_usec = False, None
+        places, self._free_places = self._free_places, 0
+        return LeaseRequest(places, tuple(self._queues.values()), self._suspect_queue())
+
+    async def _survive(self, exc: StoreError | ClosedError) -> None:
         """Start nothing, try again soon."""
         if self.trouble is None:
             logger.error("The store failed, nothing is delivered until it works again: %s", exc)

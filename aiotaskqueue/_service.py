@@ -50,6 +50,7 @@ from aiotaskqueue.errors import (
     ConfigError,
     ForkedProcessError,
     NotStartedError,
+    OutcomeUnknownError,
     StoreError,
     WrongLoopError,
 )
@@ -530,9 +531,16 @@ class TaskQueueService:
             return await self._store.add(records, configs, now_usec=now_usec)
         due = sum(record.eta_usec <= now_usec for record in records)
         reserved = dispatcher.reserve(due) if due else 0
-        verdicts = await self._store.add(
-            records, configs, now_usec=now_usec, places=reserved, on_leased=_handing_over(dispatcher, reserved)
-        )
+        try:
+            verdicts = await self._store.add(
+                records, configs, now_usec=now_usec, places=reserved, on_leased=_handing_over(dispatcher, reserved)
+            )
+        except BaseException as exc:
+            # Cancelled, or the outcome is unknown: they may be stored all the same, and nobody else says so.
+            dispatcher.notify_eta(min(record.eta_usec for record in records))
+            if isinstance(exc, OutcomeUnknownError):
+                dispatcher.doubt_leases()
+            raise
         waiting = [record.eta_usec for record, verdict in zip(records, verdicts, strict=True) if verdict is AddVerdict.STORED]
         if waiting:
             dispatcher.notify_eta(min(waiting))

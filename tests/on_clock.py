@@ -46,6 +46,8 @@ class TouchyStore(SQLiteStore):
     def __init__(self, path: Path | str) -> None:
         super().__init__(str(path), durability="normal")
         self.errors: deque[BaseException] = deque()
+        self.late_errors: deque[BaseException] = deque()
+        """Raised by exchanges that were made."""
         self.exchange_hold: Hold | None = None
         self.add_holds: deque[Hold] = deque()
         self.exchanges: list[tuple[int, bool]] = []
@@ -57,6 +59,8 @@ class TouchyStore(SQLiteStore):
         if self.errors:
             raise self.errors.popleft()
         exchange = await super().exchange(settlements, request, now_usec=now_usec)
+        if self.late_errors:
+            raise self.late_errors.popleft()
         if self.exchange_hold is not None:
             await self.exchange_hold()
         return exchange

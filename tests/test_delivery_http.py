@@ -674,12 +674,14 @@ async def test_tls_stale_connection(tmp_path: Path) -> None:
 
 
 async def test_close_twice() -> None:
-    """Closing twice, or before opening, is fine."""
+    """Closing twice, or before opening, is fine; a closed delivery delivers nothing."""
     delivery = HTTPDelivery("http://localhost")
     await delivery.aclose()
     await delivery.open(SystemClock())
     await delivery.aclose()
     await delivery.aclose()
+
+    assert FailureReason.ERROR is reason_of(await delivery.deliver(RECORD, deadline_seconds=1.0))
 
 
 async def test_open_again() -> None:

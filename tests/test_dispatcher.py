@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -19,7 +20,7 @@ from aiotaskqueue import QueueConfig, Task, TaskQueueService, TaskRetryOptions
 from aiotaskqueue._clock import Wakeup
 from aiotaskqueue._record import TaskRecord, TaskState
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
-from aiotaskqueue.errors import StoreBusyError, StoreFullError, TaskAlreadyExistsError
+from aiotaskqueue.errors import ClosedError, OutcomeUnknownError, StoreBusyError, StoreFullError, TaskAlreadyExistsError
 from aiotaskqueue.stores._base import Retry
 from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 
@@ -1207,12 +1208,13 @@ async def test_nothing_starts_while_the_store_fails(tmp_path: Path) -> None:
         assert 1 == len(bench.names)
 
 
-async def test_waiting_for_idle_while_the_store_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exc", [StoreFullError("No space."), ClosedError("Closed: no space for you.")])
+async def test_waiting_for_idle_while_the_store_fails(tmp_path: Path, exc: Exception) -> None:
     """P17: trouble never looks like success, nor like a hang: whoever waits for the end of the work gets the error."""
     async with serving(tmp_path) as bench, asyncio.timeout(5):
         await bench.service.add(url="/w")
-        bench.store.errors.append(StoreFullError("No space."))
-        with pytest.raises(StoreFullError, match="No space"):
+        bench.store.errors.append(exc)
+        with pytest.raises(type(exc), match=r"[Nn]o space"):
             await bench.service.run_until_idle()
         await bench.service.run_until_idle()
 
@@ -1227,6 +1229,17 @@ async def test_eager_add_while_the_store_fails(tmp_path: Path) -> None:
         await bench.clock.advance(1)
 
         assert 1 == len(bench.names)
+
+
+async def test_trouble_ends_with_the_service(tmp_path: Path) -> None:
+    """A service that is closed has no other trouble than that."""
+    async with serving(tmp_path, close_seconds=0) as bench:
+        with bench.clock.released():
+            bench.store.errors.extend([StoreFullError("No space.")] * 1000)
+            bench.dispatcher.notify()
+            await until(lambda: bench.dispatcher.trouble)
+
+    assert ("The service is not running.",) == bench.service.health().reasons
 
 
 @pytest.mark.slow
@@ -1274,3 +1287,73 @@ async def test_waiting_for_idle_when_the_loop_dies(tmp_path: Path) -> None:
         await bench.clock.advance(1)
 
         assert 1 == len(bench.names)
+
+
+# --- commits that nobody heard of ------------------------------------------------------------------------------------
+
+
+async def test_cancelled_add_is_announced(tmp_path: Path) -> None:
+    """A task whose add was cancelled after it had been handed over is delivered at its ETA, with nothing else to wake the loop."""
+    async with serving(tmp_path) as bench:
+        await bench.service.run_until_idle()
+        adding = asyncio.create_task(bench.service.add(url="/w", name="a", countdown=5))
+        await turns(3)
+        adding.cancel()
+        await asyncio.wait({adding})
+        await bench.store.announce_drain()
+        await bench.clock.advance(5)
+
+        assert (True, ["a"]) == (adding.cancelled(), bench.names)
+
+
+async def test_unknown_exchange(tmp_path: Path) -> None:
+    """What was leased in a transaction whose outcome is unknown is delivered once the store works again."""
+    async with serving(tmp_path) as bench:
+        await bench.service.run_until_idle()
+        bench.store.late_errors.append(OutcomeUnknownError("EIO"))
+        await bench.service.add(url="/w", name="a")
+        await bench.clock.advance(1)
+
+        assert (["a"], [], 0) == (bench.names, await bench.stored(), bench.places_taken)
+
+
+async def test_unknown_exchange_and_more_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look for such leases is made again when it fails, and leaves alone what is in flight."""
+    hold = Hold()
+    async with serving(tmp_path, respond=hold) as bench:
+        with bench.clock.released():
+            await bench.service.add(url="/w", name="a")
+            await hold.reached.wait()
+        list_own_leases, errors = bench.store.list_own_leases, [StoreBusyError("locked")]
+
+        async def fail_once() -> Sequence[TaskRecord]:
+            if errors:
+                raise errors.pop()
+            return await list_own_leases()
+
+        monkeypatch.setattr(bench.store, "list_own_leases", fail_once)
+        bench.store.errors.append(OutcomeUnknownError("EIO"))
+        await bench.service.add(url="/w", name="b")
+        await bench.clock.advance(1)
+        hold.let_go.set()
+        await bench.clock.advance(1)
+
+        assert (["a", "b"], [], 0) == (bench.names, await bench.stored(), bench.places_taken)
+
+
+async def test_unknown_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that was born leased in a commit of which its add was not told is delivered all the same."""
+    async with serving(tmp_path, clock=VirtualClock(auto_advance=True)) as bench:
+        await bench.service.run_until_idle()
+        stored_add = bench.store.add
+
+        async def add_and_fail(*arguments: Any, on_leased: Callable[[Sequence[TaskRecord]], None], **around: Any) -> None:
+            await stored_add(*arguments, **around, on_leased=lambda leased: on_leased(()))
+            raise OutcomeUnknownError("EIO")
+
+        monkeypatch.setattr(bench.store, "add", add_and_fail)
+        with pytest.raises(OutcomeUnknownError):
+            await bench.service.add(url="/w", name="a")
+        await bench.service.run_until_idle()
+
+        assert (["a"], [], 0) == (bench.names, await bench.stored(), bench.places_taken)

@@ -185,12 +185,16 @@ async def test_close_ends_the_loop_after_what_was_submitted() -> None:
 
 
 async def test_a_closed_one_refuses() -> None:
-    """After closing, submitting raises ClosedError."""
+    """After closing, submitting raises ClosedError, and says to whoever waits for the end that nothing came of it."""
     group = GroupCommit(Database().transact)
     group.close()
+    ends: list[object] = []
 
     with pytest.raises(ClosedError, match="closed"):
         group.submit(double, 1)
+    with pytest.raises(ClosedError, match="closed"):
+        group.submit(double, 1, on_end=ends.append)
+    assert [None] == ends
 
 
 async def test_cancelling_the_loop_leaves_nobody_waiting() -> None:

@@ -184,6 +184,13 @@ class Store(ABC):
         """Apply outcomes, each only if its task still carries its token, and lease what may start now, in one transaction."""
 
     @abstractmethod
+    async def list_own_leases(self) -> Sequence[TaskRecord]:
+        """Return the tasks that this process has leased, after all writes that were submitted before.
+
+        For a dispatcher that does not know whether a commit with leases in it has happened.
+        """
+
+    @abstractmethod
     async def rescue(self, configs: Sequence[QueueConfig], *, now_usec: int) -> Sequence[TaskRecord]:
         """Make the tasks of dead processes ready again, as suspects, or dead by the queue's crash limit; return them."""
 

@@ -115,6 +115,8 @@ class GroupCommit:
             ClosedError: The store is closed.
         """
         if self.is_closed:
+            if on_end is not None:
+                on_end(None)
             raise ClosedError("The store is closed; start a new service.")
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(Work(verb, request, rows, self._clock.monotonic() + patience_seconds, future, on_end))

@@ -122,6 +122,10 @@ SUSPECT_LEASED = """
         dead_usec = ?, dead_reason = ?, keep_until_usec = ?
     WHERE id = ?
 """
+# A scan of the table, only after a commit of which we do not know whether it happened.
+SELECT_OWN_LEASES = f"""
+    SELECT (SELECT name FROM taskqueue_queue WHERE id = queue_id), {COLUMNS} FROM taskqueue_task WHERE state = 1 AND process_id = ?
+"""
 SELECT_PROCESS = "SELECT is_draining FROM taskqueue_process WHERE id = ?"
 DELETE_PROCESS = "DELETE FROM taskqueue_process WHERE id = ?"
 # The table is as short as there are processes and queues.
@@ -268,6 +272,12 @@ class Verbs:
         for queue_id, count in ended.items():
             connection.execute(COUNT_IN_FLIGHT, (queue_id, self.process_id, -count))
         return stale
+
+    def list_own_leases(self, connection: sqlite3.Connection, requests: Sequence[None]) -> list[list[TaskRecord]]:
+        """Return what this process has leased."""
+        rows = connection.execute(SELECT_OWN_LEASES, (self.process_id,)).fetchall()
+        leases = [record_of_row(connection, row[1:], row[0]) for row in rows]
+        return [leases for _ in requests]
 
     # --- chores ---
 

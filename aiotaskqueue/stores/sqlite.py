@@ -199,6 +199,10 @@ class SQLiteStore(Store):
         exchange: Exchange = await self._write(self._verbs.exchange, arguments, rows=len(settlements) + 1)
         return exchange
 
+    async def list_own_leases(self) -> Sequence[TaskRecord]:
+        leases: Sequence[TaskRecord] = await self._write(self._verbs.list_own_leases, None)
+        return leases
+
     async def rescue(self, configs: Sequence[QueueConfig], *, now_usec: int) -> Sequence[TaskRecord]:
         if self._file is None:
             return []
