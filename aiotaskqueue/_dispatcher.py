@@ -35,7 +35,7 @@ from aiotaskqueue._record import TaskRecord
 from aiotaskqueue._supervisor import supervise
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.errors import StoreError
-from aiotaskqueue.stores._base import Dead, Exchange, LeaseRequest, Retry, Settlement, Store
+from aiotaskqueue.stores._base import Dead, Delete, Exchange, LeaseRequest, Retry, Settlement, Store
 
 logger = logging.getLogger("aiotaskqueue")
 
@@ -305,9 +305,28 @@ class Dispatcher:
             self._in_flight.discard(record.uuid)
             if isinstance(outcome, Retry):
                 self._note_eta(outcome.eta_usec)
+            elif isinstance(outcome, Dead) and record not in exchange.stale:
+                self._note_dead(record, outcome)
             for ended in self._waiting_for_attempt.pop(record.uuid, ()):
                 _resolve(ended)
         for record in exchange.stale:
+            self._note_stale(record)
+
+    def _note_dead(self, record: TaskRecord, outcome: Dead) -> None:
+        self.statistics.dead += 1
+        logger.warning(
+            "Task %r of queue %r was given up after %d attempts (%s); it is kept as a dead task.",
+            record.name,
+            record.queue_name,
+            record.attempts,
+            outcome.reason,
+        )
+
+    def _note_stale(self, record: TaskRecord) -> None:
+        # While a lease lasts nobody else takes its task, so it was deleted on purpose.
+        if self._clock.time_usec() < (record.lease_expires_usec or 0):
+            logger.info("Task %r of queue %r was deleted while it ran; its result was dropped.", record.name, record.queue_name)
+        else:
             logger.warning("The result of task %r of queue %r came too late and was dropped.", record.name, record.queue_name)
 
     def _note_eta(self, eta_usec: int) -> None:
@@ -414,20 +433,11 @@ class Dispatcher:
     def _count(self, settlement: Settlement, result: Answer | NoAnswer) -> None:
         record, outcome = settlement.record, settlement.outcome
         self.statistics.attempts += 1
-        if isinstance(outcome, Dead):
-            self.statistics.dead += 1
-            logger.warning(
-                "Task %r of queue %r was given up after %d attempts (%s); it is kept as a dead task.",
-                record.name,
-                record.queue_name,
-                record.attempts,
-                outcome.reason,
-            )
-        elif isinstance(outcome, Retry):
+        if isinstance(outcome, Retry):
             self.statistics.retried += 1
             logger.debug("Attempt %d of task %r of queue %r failed: %s.", record.attempts, record.name, record.queue_name, result)
             self._hint(record, result)
-        else:
+        elif isinstance(outcome, Delete):
             self.statistics.completed += 1
 
     def _hint(self, record: TaskRecord, result: Answer | NoAnswer) -> None:

@@ -11,6 +11,7 @@ from aiotaskqueue._config import check_queue_name
 from aiotaskqueue._current import RunningService, current_service
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import shorten
+from aiotaskqueue.errors import BadTaskStateError, DuplicateTaskNameError
 
 if TYPE_CHECKING:
     from aiotaskqueue.stores._base import StoredStatistics
@@ -95,10 +96,67 @@ class Queue:
         if isinstance(task, Task):
             await self._the_service().add_tasks(self._name, [task], transactional)
             return task
-        tasks = _as_tasks(task)
+        tasks = _as_tasks(task, "added")
         if tasks:
             await self._the_service().add_tasks(self._name, tasks, transactional)
         return tasks
+
+    @overload
+    async def delete_tasks(self, task: Task) -> Task: ...
+    @overload
+    async def delete_tasks(self, task: Iterable[Task] | None) -> list[Task]: ...
+    async def delete_tasks(self, task: Task | Iterable[Task] | None) -> Task | list[Task]:
+        """Delete one task or several; only their names matter. Look at each task's ``was_deleted`` afterwards.
+
+        Works for tasks of any state. One that is running is not interrupted: its handler goes on, and whatever it answers
+        is dropped. A name that you gave stays reserved, as after a success. A thousand tasks are one transaction; when
+        this is cancelled they were deleted or were not, whatever ``was_deleted`` says.
+
+        Args:
+            task: A task, or an iterable of tasks; nothing ([] or None) deletes nothing.
+
+        Returns:
+            What was given: the task, or a list of the tasks. ``was_deleted`` is True for those that were there, and False
+            for those that are unknown or were gone before, which is no error.
+
+        Raises:
+            TypeError: Something is not a Task.
+            BadTaskStateError: One has no name, or was deleted by an earlier call.
+            DuplicateTaskNameError: Two of them have one name.
+            UnknownQueueError: The queue is not configured.
+            StoreError: The store cannot do it.
+            NotStartedError, ClosedError: The service is not running.
+
+        Source: GAE ``taskqueue.Queue.delete_tasks``; SPEC 3.7.
+        """
+        tasks = [task] if isinstance(task, Task) else _as_tasks(task, "deleted")
+        _check_deletable(tasks)
+        if tasks:
+            await self._the_service().managing.delete(self._name, tasks)
+        return task if isinstance(task, Task) else tasks
+
+    @overload
+    async def delete_tasks_by_name(self, task_name: str) -> Task: ...  # type: ignore[overload-overlap] # a str is one name
+    @overload
+    async def delete_tasks_by_name(self, task_name: Iterable[str] | None) -> list[Task]: ...
+    async def delete_tasks_by_name(self, task_name: str | Iterable[str] | None) -> Task | list[Task]:
+        """Delete one task or several by name; see `delete_tasks`.
+
+        Args:
+            task_name: A name, or an iterable of names; nothing ([] or None) deletes nothing.
+
+        Returns:
+            A new Task of that name, or a list of such, with ``was_deleted`` set.
+
+        Raises:
+            InvalidTaskNameError: No task can be called so.
+            Error: Whatever `delete_tasks` raises.
+
+        Source: GAE ``taskqueue.Queue.delete_tasks_by_name``; SPEC 3.7.
+        """
+        if isinstance(task_name, str):
+            return await self.delete_tasks(Task(name=task_name))
+        return await self.delete_tasks([Task(name=name) for name in _as_names(task_name)])
 
     async def fetch_statistics(self) -> QueueStatistics:
         """Return the queue's figures as they are now.
@@ -163,12 +221,35 @@ class QueueStatistics:
         return await _fetch(_as_queues(queue_or_queues))
 
 
-def _as_tasks(tasks: Iterable[Task] | None) -> list[Task]:
+def _as_tasks(tasks: Iterable[Task] | None, what: str) -> list[Task]:
     if not tasks:
         return []
     if not isinstance(tasks, Iterable):
-        raise TypeError(f"A Task or an iterable of Tasks can be added, not {shorten(tasks)}.")
+        raise TypeError(f"A Task or an iterable of Tasks can be {what}, not {shorten(tasks)}.")
     return list(tasks)
+
+
+def _as_names(names: Iterable[str] | None) -> list[str]:
+    if not names:
+        return []
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise TypeError(f"A task is meant by its name, several by an iterable of names, not {shorten(names)}.")
+    return list(names)
+
+
+def _check_deletable(tasks: Sequence[Task]) -> None:
+    """Check what can be checked before anything is sent (SPEC 3.7)."""
+    seen = set()
+    for index, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise TypeError(f"Only Tasks can be deleted; number {index} of the list is {shorten(task)}.")
+        if task.name is None:
+            raise BadTaskStateError(f"Task number {index} has no name, so it cannot be deleted; it was never added.")
+        if task.was_deleted:
+            raise BadTaskStateError(f"Task {shorten(task.name)} was deleted before.")
+        if task.name in seen:
+            raise DuplicateTaskNameError(f"Task name {shorten(task.name)} appears twice in one delete.")
+        seen.add(task.name)
 
 
 def _as_queues(queues: object) -> list[Queue]:

@@ -37,6 +37,7 @@ from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._config_files import load_queues
 from aiotaskqueue._dispatcher import Dispatcher
 from aiotaskqueue._maintenance import Maintenance
+from aiotaskqueue._managing import Managing
 from aiotaskqueue._queue import Queue, QueueStatistics
 from aiotaskqueue._record import NameGenerator, TaskRecord, TaskState, task_of
 from aiotaskqueue._supervisor import supervise
@@ -149,6 +150,7 @@ class TaskQueueService:
         self._check_targets()
         self.access = AccessCheck(self._keys, self._clock)
         """What the web adapters ask about every request."""
+        self._managing = Managing(store=self._store, clock=self._clock, queues=self._queues, on_change=self._notice_change)
         self._dispatcher: Dispatcher | None = None
         self._maintenance: Maintenance | None = None
         self._orphan_queues: Sequence[str] = ()
@@ -288,6 +290,12 @@ class TaskQueueService:
         mark(tasks, records, verdicts)
         if self._is_eager and config.mode == "push":
             await self._await_attempts([record for record, verdict in zip(records, verdicts, strict=True) if was_stored(verdict)])
+
+    @property
+    def managing(self) -> Managing:
+        """What manages the tasks that are stored, for `Queue`; raises if the service cannot be used."""
+        self._check_usable()
+        return self._managing
 
     async def statistics(self) -> list[QueueStatistics]:
         """Return the figures of all configured queues, by name."""

@@ -123,6 +123,11 @@ class StoredStatistics:
     in_flight: int
 
 
+def tombstone_until_usec(queue: QueueConfig, now_usec: int) -> int | None:
+    """Return until when a given name that is freed now stays reserved; None: it does not."""
+    return now_usec + round(queue.tombstone_seconds * 1_000_000) if queue.tombstone_seconds else None
+
+
 class Store(ABC):
     """Remembers tasks. One store object belongs to one service."""
 
@@ -194,6 +199,16 @@ class Store(ABC):
     @abstractmethod
     async def sweep(self, *, now_usec: int, limit: int) -> int:
         """Remove up to `limit` expired tombstones and dead tasks past their retention each; return how many went."""
+
+    # --- managing ---
+
+    @abstractmethod
+    async def delete_tasks(self, queue: QueueConfig, names: Sequence[str], *, now_usec: int) -> Sequence[bool]:
+        """Delete tasks of any state, also leased ones; given names stay reserved for the queue's tombstone time.
+
+        Returns:
+            For each name, in order, whether there was such a task.
+        """
 
     # --- looking ---
 

@@ -29,7 +29,16 @@ from aiotaskqueue._clock import SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue.errors import ClosedError, ConfigError, StoreBusyError, StoreError
-from aiotaskqueue.stores._base import Added, AddVerdict, Exchange, LeaseRequest, Settlement, Store, StoredStatistics
+from aiotaskqueue.stores._base import (
+    Added,
+    AddVerdict,
+    Exchange,
+    LeaseRequest,
+    Settlement,
+    Store,
+    StoredStatistics,
+    tombstone_until_usec,
+)
 from aiotaskqueue.stores._group_commit import GroupCommit, LockedError, Verb
 from aiotaskqueue.stores._sqlite_file import (
     DatabaseFile,
@@ -41,6 +50,7 @@ from aiotaskqueue.stores._sqlite_file import (
     run_in_thread,
     translate,
 )
+from aiotaskqueue.stores._sqlite_managing import DeleteRequest, delete
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 from aiotaskqueue.stores._sqlite_schema import migrate
 from aiotaskqueue.stores._sqlite_verbs import FOR_EVER_USEC, AddRequest, ExchangeRequest, RescueRequest, SweepRequest, Verbs
@@ -221,6 +231,13 @@ class SQLiteStore(Store):
     async def sweep(self, *, now_usec: int, limit: int) -> int:
         removed: int = await self._write(self._verbs.sweep, SweepRequest(now_usec, limit), rows=limit, is_urgent=False)
         return removed
+
+    # --- managing ---
+
+    async def delete_tasks(self, queue: QueueConfig, names: Sequence[str], *, now_usec: int) -> Sequence[bool]:
+        request = DeleteRequest(self._verbs.queue_ids[queue.name], names, tombstone_until_usec(queue, now_usec))
+        were_there: list[bool] = await self._write(delete, request, rows=len(names))
+        return were_there
 
     # --- looking ---
 
