@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from aiotaskqueue._adding import find_queue
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig
+from aiotaskqueue._record import StoredTask, TaskState, stored_task_of
 from aiotaskqueue._task import Task
-from aiotaskqueue.stores._base import Store
+from aiotaskqueue._task_arguments import check_name, shorten
+from aiotaskqueue.errors import InvalidTaskNameError, UnknownTaskError
+from aiotaskqueue.stores._base import Store, TaskFilter
 
 # Tasks deleted in one transaction, so that others who want the store's lock get it in time (RELIABILITY S16).
 DELETE_SLICE = 1000
+
+# Tasks read at once by a list: what is held in memory, and how long others wait for the reading thread.
+PAGE = 500
 
 
 class Managing:
@@ -43,5 +50,45 @@ class Managing:
         # A place has become free, or a suspect that held others up is gone.
         self._on_change()
 
+    async def get(self, queue_name: str, name: str) -> StoredTask:
+        """Return one task with its log."""
+        find_queue(self._queues, queue_name)
+        record = await self._store.get_task(queue_name, name) if _may_exist(name) else None
+        if record is None:
+            raise UnknownTaskError(f"Queue {queue_name!r} has no task named {shorten(name)}.")
+        return stored_task_of(record, await self._store.list_attempts(record))
+
+    def list_tasks(
+        self, queue_name: str, state: TaskState | None, such: TaskFilter, after: tuple[int, str] | None, limit: int | None
+    ) -> AsyncIterator[StoredTask]:
+        """Yield tasks by ETA and name."""
+        find_queue(self._queues, queue_name)
+        return self._list_tasks(queue_name, tuple(TaskState) if state is None else (state,), such, after, limit)
+
+    async def _list_tasks(
+        self, queue_name: str, states: Sequence[TaskState], such: TaskFilter, after: tuple[int, str] | None, limit: int | None
+    ) -> AsyncIterator[StoredTask]:
+        left = sys.maxsize if limit is None else limit
+        while left > 0:
+            wanted = min(left, PAGE)
+            page = [
+                stored_task_of(record)
+                for record in await self._store.list_tasks(queue_name, states=states, such=such, after=after, limit=wanted)
+            ]
+            for stored in page:
+                yield stored
+            if len(page) < wanted:
+                return
+            after = page[-1].cursor
+            left -= len(page)
+
     def _now_usec(self) -> int:
         return self._clock.time_usec()
+
+
+def _may_exist(name: object) -> bool:
+    """Whether a task can be called so; what cannot be a name is an unknown one (RELIABILITY 127)."""
+    try:
+        return check_name(name) is not None
+    except InvalidTaskNameError:
+        return False

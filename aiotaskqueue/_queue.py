@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import attrs
 
 from aiotaskqueue._config import check_queue_name
 from aiotaskqueue._current import RunningService, current_service
+from aiotaskqueue._record import StoredTask, TaskState
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import BadTaskStateError, DuplicateTaskNameError
+from aiotaskqueue.stores._base import TaskFilter
 
 if TYPE_CHECKING:
     from aiotaskqueue.stores._base import StoredStatistics
@@ -158,6 +160,66 @@ class Queue:
             return await self.delete_tasks(Task(name=task_name))
         return await self.delete_tasks([Task(name=name) for name in _as_names(task_name)])
 
+    async def get_task(self, name: str) -> StoredTask:
+        """Return a task of any state, with the log of its last failed attempts.
+
+        Args:
+            name: Exactly its name.
+
+        Raises:
+            UnknownTaskError: There is no such task, or none any more.
+            UnknownQueueError: The queue is not configured.
+            StoreError: The store cannot do it.
+            NotStartedError, ClosedError: The service is not running.
+        """
+        return await self._the_service().managing.get(self._name, name)
+
+    def list_tasks(
+        self,
+        *,
+        state: TaskState | None = None,
+        url: str | None = None,
+        tag: str | None = None,
+        name_prefix: str | None = None,
+        after: tuple[int, str] | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[StoredTask]:
+        """Yield the queue's tasks by ETA and name: ``async for stored in queue.list_tasks(): ...``.
+
+        They are read page by page, so the list may be of any length and tasks may be deleted on the way. Each page shows
+        one moment: a task whose ETA changes meanwhile may be missed, or come twice.
+
+        Args:
+            state: Only tasks of this state. None: of any, dead ones as well.
+            url: Only tasks of exactly this URL, query included. This and `tag` look at each task of the queue.
+            tag: Only pull tasks of this tag.
+            name_prefix: Only tasks whose names begin so.
+            after: Only what follows this place, the `cursor` of a task seen before.
+            limit: At most so many.
+
+        Raises:
+            TypeError, ValueError: An argument is of another type, or negative, or no text that can be stored.
+            UnknownQueueError: The queue is not configured.
+            StoreError: The store cannot do it; raised on the way.
+            NotStartedError, ClosedError: The service is not running.
+        """
+        such = TaskFilter(url=_check_text("url", url), tag=_check_text("tag", tag), name_prefix=_check_text("name_prefix", name_prefix))
+        if state is not None and not isinstance(state, TaskState):
+            raise TypeError(f"state is {shorten(state)}; give a TaskState or None.")
+        return self._the_service().managing.list_tasks(self._name, state, such, _check_after(after), _check_limit(limit))
+
+    def dead_tasks(
+        self,
+        *,
+        url: str | None = None,
+        tag: str | None = None,
+        name_prefix: str | None = None,
+        after: tuple[int, str] | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[StoredTask]:
+        """Yield the tasks that were given up, by ETA and name; see `list_tasks`."""
+        return self.list_tasks(state=TaskState.DEAD, url=url, tag=tag, name_prefix=name_prefix, after=after, limit=limit)
+
     async def fetch_statistics(self) -> QueueStatistics:
         """Return the queue's figures as they are now.
 
@@ -250,6 +312,37 @@ def _check_deletable(tasks: Sequence[Task]) -> None:
         if task.name in seen:
             raise DuplicateTaskNameError(f"Task name {shorten(task.name)} appears twice in one delete.")
         seen.add(task.name)
+
+
+# SQLite's integers end there.
+_LAST_USEC = 2**63 - 1
+
+
+def _check_text(what: str, text: str | None) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{what} is {shorten(text)}; give text or None.")
+    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{what} {shorten(text)} has a surrogate and is no text that can be stored.")
+    return text
+
+
+def _check_after(after: tuple[int, str] | None) -> tuple[int, str] | None:
+    if after is None:
+        return None
+    if not isinstance(after, tuple) or len(after) != 2 or type(after[0]) is not int or not isinstance(after[1], str):
+        raise TypeError(f"after is {shorten(after)}; give the cursor of a StoredTask, a tuple of ETA and name.")
+    if not -1 <= after[0] <= _LAST_USEC:
+        raise ValueError(f"after has the ETA {shorten(after[0])}; give the cursor of a StoredTask.")
+    _check_text("after", after[1])
+    return after
+
+
+def _check_limit(limit: int | None) -> int | None:
+    if limit is not None and type(limit) is not int:
+        raise TypeError(f"limit is {shorten(limit)}; give a whole number or None.")
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit is {shorten(limit)}; give 0 or more, or None.")
+    return limit
 
 
 def _as_queues(queues: object) -> list[Queue]:

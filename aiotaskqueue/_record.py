@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import random
 from binascii import b2a_base64
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -97,6 +98,50 @@ class AttemptRecord:
     """At most 2 KiB of text from the worker or from the error, made safe to show."""
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class StoredTask:
+    """A task in the store, and how far it has got: what `Queue.get_task` and `Queue.list_tasks` give.
+
+    It shows one moment and does not change. Times are microseconds since 1970, UTC.
+    """
+
+    task: Task
+    """What was added: name, URL, payload, ... It can be given to `Queue.delete_tasks`."""
+    uuid: str
+    """32 hex digits, the same over all attempts and after `Queue.revive`."""
+    state: TaskState
+    eta_usec: int
+    created_usec: int
+    retry_count: int
+    """Failed attempts so far; the one in flight is not counted."""
+    execution_count: int
+    """Attempts that were answered, or ran into the deadline, without success."""
+    first_attempt_usec: int | None
+    previous_response: int | None
+    """Status of the previous attempt, if it got an answer."""
+    retry_reason: str | None
+    """One word for why the previous attempt failed."""
+    lease_expires_usec: int | None
+    """When its attempt in flight is given up for lost; None: none is in flight."""
+    dead_usec: int | None
+    """When it was given up; None: it was not."""
+    dead_reason: str | None
+    """One word for why it was given up."""
+    attempts: tuple[AttemptRecord, ...] | None = None
+    """The last ten failed attempts, oldest first; None in a list, where only `Queue.get_task` knows."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return self.cursor[1]
+
+    @property
+    def cursor(self) -> tuple[int, str]:
+        """Its place in a list: ``after=`` this comes what follows it."""
+        assert self.task.name is not None
+        return self.eta_usec, self.task.name
+
+
 # --- from Task to TaskRecord and back ------------------------------------------------------------------------------
 
 
@@ -161,6 +206,26 @@ def task_of(record: TaskRecord) -> Task:
     task._retry_count = record.attempts if is_pull else record.retry_count
     task._was_deleted = False
     return task
+
+
+def stored_task_of(record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None) -> StoredTask:
+    """Return what shows a stored task to whoever manages it."""
+    return StoredTask(
+        task=task_of(record),
+        uuid=record.uuid.hex(),
+        state=record.state,
+        eta_usec=record.eta_usec,
+        created_usec=record.created_usec,
+        retry_count=record.retry_count,
+        execution_count=record.executions,
+        first_attempt_usec=record.first_attempt_usec,
+        previous_response=record.previous_status,
+        retry_reason=record.retry_reason,
+        lease_expires_usec=record.lease_expires_usec,
+        dead_usec=record.dead_usec,
+        dead_reason=record.dead_reason,
+        attempts=None if attempts is None else tuple(attempts),
+    )
 
 
 # --- names and uuids -----------------------------------------------------------------------------------------------

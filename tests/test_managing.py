@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from aiotaskqueue import QueueConfig, TaskQueueService, TaskRetryOptions
+from aiotaskqueue import Queue, QueueConfig, StoredTask, Task, TaskQueueService, TaskRetryOptions, TaskState
 from aiotaskqueue._record import TaskRecord
+from aiotaskqueue.errors import NotStartedError, UnknownQueueError, UnknownTaskError
 from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -91,3 +92,171 @@ async def test_delete_a_late_result(caplog: pytest.LogCaptureFixture) -> None:
         )
 
     assert ["The result of task 'a' of queue 'default' came too late and was dropped."] == warnings_of(caplog)
+
+
+# --- get and list --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def quiet() -> AsyncIterator[TaskQueueService]:
+    """A service in which nothing runs before a test says so."""
+    queues = [QueueConfig("default"), QueueConfig("pull", mode="pull")]
+    async with TaskQueueService(":memory:", queues=queues, delivery=RecordingDelivery(), clock=VirtualClock()) as service:
+        yield service
+
+
+async def names_of(tasks: AsyncIterator[StoredTask]) -> list[str]:
+    """Return the names of a list of tasks."""
+    return [stored.name async for stored in tasks]
+
+
+async def test_get_a_new_task(quiet: TaskQueueService) -> None:
+    """A stored task has what was added, and that nothing has happened to it yet."""
+    now_usec = quiet.clock.time_usec()
+    await quiet.add(b"x", url="/w", name="a", countdown=1)
+    stored = await quiet.queue().get_task("a")
+
+    assert ("a", "/w", b"x", "default") == (stored.task.name, stored.task.url, stored.task.payload, stored.task.queue_name)
+    assert (TaskState.READY, now_usec + 1_000_000, now_usec) == (stored.state, stored.eta_usec, stored.created_usec)
+    assert (0, 0, None, None, None, None) == (
+        stored.retry_count,
+        stored.execution_count,
+        stored.first_attempt_usec,
+        stored.previous_response,
+        stored.lease_expires_usec,
+        stored.dead_usec,
+    )
+    assert (32, ()) == (len(stored.uuid), stored.attempts)
+
+
+async def test_get_a_dead_task() -> None:
+    """A dead task shows when and why it was given up, and its attempts."""
+    clock, delivery = VirtualClock(), RecordingDelivery()
+    delivery.answer_next(500, 404)
+    async with TaskQueueService(":memory:", delivery=delivery, clock=clock) as service:
+        await service.add(url="/w", name="a", retry_options=TaskRetryOptions(task_retry_limit=1))
+        await service.run_until_idle()
+        await clock.advance(10)
+        await service.run_until_idle()
+        stored = await service.queue().get_task("a")
+
+    assert (TaskState.DEAD, "status", "status", 404) == (stored.state, stored.dead_reason, stored.retry_reason, stored.previous_response)
+    assert (2, 2) == (stored.retry_count, stored.execution_count)
+    assert [(1, 500), (2, 404)] == [(attempt.attempt, attempt.status) for attempt in stored.attempts or ()]
+    assert stored.dead_usec is not None
+
+
+@pytest.mark.parametrize("name", ["unknown", "", "../x", "a b", "x" * 4000, "\ud800", None, 5])
+async def test_get_an_unknown_task(quiet: TaskQueueService, name: Any) -> None:
+    """RELIABILITY 127: a name that is not there, or that nothing can have, is an unknown task."""
+    with pytest.raises(UnknownTaskError, match="Queue 'default' has no task named "):
+        await quiet.queue().get_task(name)
+
+
+@pytest.mark.parametrize("call", [lambda queue: queue.get_task("a"), lambda queue: queue.list_tasks()], ids=["get", "list"])
+async def test_look_at_an_unknown_queue(quiet: TaskQueueService, call: Any) -> None:
+    """A queue that is not configured is an error, at the call."""
+    with pytest.raises(UnknownQueueError):
+        await call(Queue("unknown"))
+
+
+async def test_list_in_order(quiet: TaskQueueService) -> None:
+    """Tasks are listed by ETA, then by name."""
+    await quiet.queue().add([Task(url="/w", name=name, countdown=countdown) for name, countdown in (("c", 2), ("b", 1), ("a", 2))])
+
+    assert ["b", "a", "c"] == await names_of(quiet.queue().list_tasks())
+
+
+async def test_list_of_many_pages(quiet: TaskQueueService) -> None:
+    """A list of several pages has each task once, though all have one ETA."""
+    await quiet.queue().add([Task(url="/w", name=f"n{number:04}") for number in range(1200)])
+
+    assert [f"n{number:04}" for number in range(1200)] == await names_of(quiet.queue().list_tasks())
+    assert [f"n{number:04}" for number in range(700)] == await names_of(quiet.queue().list_tasks(limit=700))
+    assert [] == await names_of(quiet.queue().list_tasks(limit=0))
+
+
+async def test_list_after_a_cursor(quiet: TaskQueueService) -> None:
+    """A list goes on after the cursor of a task, also when that task is gone."""
+    await quiet.queue().add([Task(url="/w", name=name) for name in "abcd"])
+    first = [stored async for stored in quiet.queue().list_tasks(limit=2)]
+    await quiet.queue().delete_tasks(first[-1].task)
+
+    assert ["c", "d"] == await names_of(quiet.queue().list_tasks(after=first[-1].cursor))
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"url": "/w?x=1"}, ["b"]),
+        ({"url": "/w"}, ["a-2"]),
+        ({"name_prefix": "a-"}, ["a-1", "a-2"]),
+        ({"name_prefix": "a-", "url": "/other"}, ["a-1"]),
+        ({"name_prefix": ""}, ["a-1", "a-2", "b"]),
+        ({"name_prefix": "%"}, []),
+        ({"state": TaskState.READY}, ["a-1", "a-2", "b"]),
+        ({"state": TaskState.DEAD}, []),
+        ({"tag": "x"}, []),
+    ],
+)
+async def test_filters(quiet: TaskQueueService, filters: Any, expected: list[str]) -> None:
+    """Filters narrow a list, and all of them hold."""
+    await quiet.queue().add([Task(url="/other", name="a-1"), Task(url="/w", name="a-2"), Task(url="/w?x=1", name="b", method="GET")])
+
+    assert expected == await names_of(quiet.queue().list_tasks(**filters))
+
+
+async def test_filter_by_tag(quiet: TaskQueueService) -> None:
+    """Pull tasks are found by their tag."""
+    await quiet.queue("pull").add([Task(b"", method="PULL", name=name, tag=tag) for name, tag in (("a", "x"), ("b", "y"), ("c", None))])
+
+    assert ["b"] == await names_of(quiet.queue("pull").list_tasks(tag="y"))
+
+
+async def test_list_every_state() -> None:
+    """A list without a state has waiting, running and dead tasks, in one order; dead_tasks has the dead ones."""
+    worker = SlowWorker()
+    worker.delivery.answer_next(500)
+    async with TaskQueueService(":memory:", delivery=worker.delivery) as service:
+        await service.add(url="/w", name="dead", retry_options=TaskRetryOptions(task_retry_limit=0))
+        await service.run_until_idle()
+        await service.add(url="/w", name="running")
+        await worker.reached.wait()
+        await service.add(url="/w", name="waiting", countdown=60)
+        listed = [(stored.name, stored.state, stored.attempts) async for stored in service.queue().list_tasks()]
+        dead = await names_of(service.queue().dead_tasks())
+        worker.let_go.set()
+
+    assert [("dead", TaskState.DEAD, None), ("running", TaskState.LEASED, None), ("waiting", TaskState.READY, None)] == listed
+    assert ["dead"] == dead
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"state": 2}, TypeError),
+        ({"state": "dead"}, TypeError),
+        ({"url": 5}, TypeError),
+        ({"tag": b"x"}, TypeError),
+        ({"tag": "\ud800"}, ValueError),
+        ({"after": "a"}, TypeError),
+        ({"after": (1,)}, TypeError),
+        ({"after": ("1", "a")}, TypeError),
+        ({"after": (1, None)}, TypeError),
+        ({"after": (2**63, "a")}, ValueError),
+        ({"after": (1, "\udfff")}, ValueError),
+        ({"limit": -1}, ValueError),
+        ({"limit": True}, TypeError),
+        ({"limit": 1.0}, TypeError),
+    ],
+)
+async def test_bad_arguments_of_a_list(quiet: TaskQueueService, arguments: Any, error: type[Exception]) -> None:
+    """RELIABILITY 126: an argument that makes no sense is refused at the call, by its name."""
+    with pytest.raises(error, match=f"^{next(iter(arguments))} "):
+        quiet.queue().list_tasks(**arguments)
+
+
+async def test_list_without_a_service() -> None:
+    """RELIABILITY 49: a list needs a service that runs."""
+    with pytest.raises(NotStartedError):
+        Queue().list_tasks()

@@ -123,6 +123,16 @@ class StoredStatistics:
     in_flight: int
 
 
+@attrs.frozen(kw_only=True)
+class TaskFilter:
+    """Which tasks to list; None: any."""
+
+    url: str | None = None
+    """Exactly this URL, with its query."""
+    tag: str | None = None
+    name_prefix: str | None = None
+
+
 def tombstone_until_usec(queue: QueueConfig, now_usec: int) -> int | None:
     """Return until when a given name that is freed now stays reserved; None: it does not."""
     return now_usec + round(queue.tombstone_seconds * 1_000_000) if queue.tombstone_seconds else None
@@ -222,10 +232,11 @@ class Store(ABC):
         queue_name: str,
         *,
         states: Sequence[TaskState],
+        such: TaskFilter | None = None,
         after: tuple[int, str] | None = None,
         limit: int = 1000,
     ) -> Sequence[TaskRecord]:
-        """Return up to `limit` tasks by ETA and name, those after the pair `after` of them."""
+        """Return up to `limit` tasks by ETA and name, those after the pair `after` of them; `such` says which."""
 
     @abstractmethod
     async def list_attempts(self, record: TaskRecord) -> Sequence[AttemptRecord]:

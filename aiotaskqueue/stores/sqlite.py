@@ -18,7 +18,8 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
@@ -37,6 +38,7 @@ from aiotaskqueue.stores._base import (
     Settlement,
     Store,
     StoredStatistics,
+    TaskFilter,
     tombstone_until_usec,
 )
 from aiotaskqueue.stores._group_commit import GroupCommit, LockedError, Verb
@@ -68,7 +70,7 @@ WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 WATCH_SECONDS = 0.05
 WATCH_ALONE_SECONDS = 1.0
 
-# A process that hangs, or runs on another machine, is only known by its leases' expiry; looking for that scans the table.
+# A process that hangs, or runs on another machine, is only known by its leases' expiry.
 WATCH_EXPIRY_SECONDS = 60.0
 
 # For a lock that another process holds; sweeping can wait for another day (RELIABILITY S16).
@@ -90,9 +92,10 @@ INSERT_SECRET = "INSERT INTO taskqueue_secret (secret, created_usec) VALUES (?, 
 
 # taskqueue_in_flight is as short as there are processes and queues.
 SELECT_HAS_LEASES = "SELECT 1 FROM taskqueue_in_flight WHERE process_id = ? AND tasks > 0"
-# A scan of the table, in the reader's thread, after a crash and once a minute while other processes have leases: an index
-# on leased rows would cost each task 3 us.
-SELECT_LEASED_IDS = "SELECT id FROM taskqueue_task WHERE state = 1 AND process_id = ? AND lease_expires_usec < ?"
+# All of taskqueue_task_leased, which is as long as tasks are in flight.
+SELECT_LEASED_IDS = """
+    SELECT id FROM taskqueue_task INDEXED BY taskqueue_task_leased WHERE state = 1 AND process_id = ? AND lease_expires_usec < ?
+"""
 
 # taskqueue_task_name.
 SELECT_TASK = f"SELECT {COLUMNS} FROM taskqueue_task WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?) AND name = ?"
@@ -100,11 +103,13 @@ SELECT_TASK = f"SELECT {COLUMNS} FROM taskqueue_task WHERE queue_id = (SELECT id
 SELECT_ATTEMPTS = """
     SELECT attempt, started_usec, ended_usec, reason, status, detail FROM taskqueue_attempt WHERE task_id = ? ORDER BY lease_token
 """
-# A range of taskqueue_task_name, sorted.
+# A range of the index that has the tasks of one state, in its order: taskqueue_task_ready, _leased, _given_up or _suspect. The
+# URL and the tag are looked at task by task.
 SELECT_TASKS = f"""
     SELECT {COLUMNS} FROM taskqueue_task
-    WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?) AND state IN ({{states}}) AND (eta_usec, name) > (?, ?)
-    ORDER BY eta_usec, name LIMIT ?
+    WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?1) AND state = {{state}} AND (eta_usec, name) > (?2, ?3)
+        AND (?4 IS NULL OR substr(name, 1, length(?4)) = ?4) AND (?5 IS NULL OR url = ?5) AND (?6 IS NULL OR tag = ?6)
+    ORDER BY eta_usec, name LIMIT ?7
 """
 # A range of taskqueue_task_name; taskqueue_task_ready; taskqueue_in_flight's primary key.
 SELECT_STATISTICS = """
@@ -249,10 +254,11 @@ class SQLiteStore(Store):
         queue_name: str,
         *,
         states: Sequence[TaskState],
+        such: TaskFilter | None = None,
         after: tuple[int, str] | None = None,
         limit: int = 1000,
     ) -> Sequence[TaskRecord]:
-        return await self._read(_list_tasks, queue_name, states, after or (-1, ""), limit)
+        return await self._read(_list_tasks, queue_name, states, such or TaskFilter(), after or (-1, ""), limit)
 
     async def list_attempts(self, record: TaskRecord) -> Sequence[AttemptRecord]:
         return await self._read(_list_attempts, record.id)
@@ -485,11 +491,29 @@ def _get_task(connection: sqlite3.Connection, queue_name: str, name: str) -> Tas
 
 
 def _list_tasks(
-    connection: sqlite3.Connection, queue_name: str, states: Sequence[TaskState], after: tuple[int, str], limit: int
+    connection: sqlite3.Connection,
+    queue_name: str,
+    states: Sequence[TaskState],
+    such: TaskFilter,
+    after: tuple[int, str],
+    limit: int,
 ) -> list[TaskRecord]:
-    statement = SELECT_TASKS.format(states=", ".join(str(int(state)) for state in states))
-    rows = connection.execute(statement, (queue_name, *after, limit)).fetchall()
-    return [record_of_row(connection, row, queue_name) for row in rows]
+    arguments = (queue_name, *after, such.name_prefix, such.url, such.tag, limit)
+    # One moment for all states, or a task that is leased meanwhile would be listed twice.
+    with _snapshot(connection):
+        rows = [row for state in states for row in connection.execute(SELECT_TASKS.format(state=int(state)), arguments)]
+        rows.sort(key=itemgetter(5, 2))
+        return [record_of_row(connection, row, queue_name) for row in rows[:limit]]
+
+
+@contextlib.contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all statements of the block see the same moment."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
 
 
 def _list_attempts(connection: sqlite3.Connection, task_id: int) -> list[AttemptRecord]:

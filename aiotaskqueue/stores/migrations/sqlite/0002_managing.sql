@@ -1,0 +1,9 @@
+-- Listing by ETA and name, state by state: each task is in the one index of its state. The names in them, and the index of
+-- leased tasks, cost 1 to 3 us for each task and a fifth of the file (measured); in return neither a list of a million
+-- tasks nor the search for what a dead process had leased scans the table.
+DROP INDEX taskqueue_task_ready;
+DROP INDEX taskqueue_task_suspect;
+CREATE INDEX taskqueue_task_ready ON taskqueue_task (queue_id, eta_usec, name) WHERE state = 0;
+CREATE INDEX taskqueue_task_leased ON taskqueue_task (queue_id, eta_usec, name) WHERE state = 1;
+CREATE INDEX taskqueue_task_given_up ON taskqueue_task (queue_id, eta_usec, name) WHERE state = 2;
+CREATE INDEX taskqueue_task_suspect ON taskqueue_task (queue_id, eta_usec, name) WHERE state = 3;
