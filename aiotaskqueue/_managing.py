@@ -50,6 +50,13 @@ class Managing:
         # A place has become free, or a suspect that held others up is gone.
         self._on_change()
 
+    async def purge(self, queue_name: str) -> None:
+        """Delete all tasks of a queue."""
+        config = find_queue(self._queues, queue_name)
+        with self._clock.activity():
+            await self._store.purge(config, now_usec=self._now_usec())
+        self._on_change()
+
     async def get(self, queue_name: str, name: str) -> StoredTask:
         """Return one task with its log."""
         find_queue(self._queues, queue_name)

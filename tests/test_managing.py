@@ -11,7 +11,7 @@ import pytest
 
 from aiotaskqueue import Queue, QueueConfig, StoredTask, Task, TaskQueueService, TaskRetryOptions, TaskState
 from aiotaskqueue._record import TaskRecord
-from aiotaskqueue.errors import NotStartedError, UnknownQueueError, UnknownTaskError
+from aiotaskqueue.errors import NotStartedError, TombstonedTaskError, UnknownQueueError, UnknownTaskError
 from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -260,3 +260,44 @@ async def test_list_without_a_service() -> None:
     """RELIABILITY 49: a list needs a service that runs."""
     with pytest.raises(NotStartedError):
         Queue().list_tasks()
+
+
+# --- purge ---------------------------------------------------------------------------------------------------------
+
+
+async def test_purge(quiet: TaskQueueService) -> None:
+    """SPEC 3.8: a purge removes every task of its queue, future ones too, and leaves other queues alone."""
+    await quiet.queue().add([Task(url="/w"), Task(url="/w", countdown=3600)])
+    await quiet.queue("pull").add(Task(b"", method="PULL", name="a"))
+    await quiet.queue().purge()
+
+    assert ([], ["a"]) == (await names_of(quiet.queue().list_tasks()), await names_of(quiet.queue("pull").list_tasks()))
+
+
+async def test_purge_keeps_names(quiet: TaskQueueService) -> None:
+    """SPEC 3.5: given names stay reserved after a purge; new ones can be added at once."""
+    await quiet.add(url="/w", name="a")
+    await quiet.queue().purge()
+    with pytest.raises(TombstonedTaskError):
+        await quiet.add(url="/w", name="a")
+    await quiet.add(url="/w", name="b")
+
+    assert ["b"] == await names_of(quiet.queue().list_tasks())
+
+
+async def test_purge_a_running_task(service: TaskQueueService, worker: SlowWorker, caplog: pytest.LogCaptureFixture) -> None:
+    """SPEC 3.8: a running task finishes, and its result is dropped without alarm."""
+    await service.add(url="/w")
+    await worker.reached.wait()
+    await service.queue().purge()
+    figures = await service.queue().fetch_statistics()
+    worker.let_go.set()
+    await service.run_until_idle()
+
+    assert (0, 0, 1, []) == (figures.tasks, figures.in_flight, len(worker.delivery.deliveries), warnings_of(caplog))
+
+
+async def test_purge_an_unknown_queue(quiet: TaskQueueService) -> None:
+    """SPEC 3.8: a queue that is not configured is an error."""
+    with pytest.raises(UnknownQueueError):
+        await Queue("unknown").purge()

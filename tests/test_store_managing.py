@@ -9,7 +9,7 @@ import pytest
 
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import TaskState
-from aiotaskqueue.stores._base import Retry
+from aiotaskqueue.stores._base import Delete, Retry
 from aiotaskqueue.stores.sqlite import SQLiteStore
 from tests.open_stores import NOW, QUEUE, SECOND, add, add_leased, dead, find_drift, lease, log_of, new_record, query, running, settle
 
@@ -110,3 +110,33 @@ async def test_delete_and_add_again(path: Path) -> None:
 
         assert not await settle(store, old, dead(old))
         assert await settle(store, new, dead(new))
+
+
+# --- purge ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60, {"tombstone": 3}), (0, {})])
+async def test_purge_all_parts(path: Path, seconds: int, expected: dict[str, int]) -> None:
+    """A purge removes waiting, leased and dead tasks with their bodies and logs; given names leave tombstones if the queue has any."""
+    queue = QueueConfig("default", tombstone_seconds=seconds)
+    async with running(path, queue) as store:
+        given_up = await add_leased(store, new_record("dead", payload=b"x" * 5000), queue=queue)
+        await settle(store, given_up, dead(given_up))
+        running_one = await add_leased(store, new_record("leased"), queue=queue)
+        await add(store, new_record("waiting"), new_record(), queue=queue)
+        await store.purge(queue, now_usec=NOW)
+
+        assert expected == await count_rows(path)
+        assert ([], [0]) == (find_drift(path), query(path, "SELECT tasks FROM taskqueue_in_flight"))
+        assert not await settle(store, running_one, Delete())
+
+
+async def test_purge_leaves_other_queues(path: Path) -> None:
+    """A purge touches no other queue: neither tasks nor counts."""
+    other = QueueConfig("other")
+    async with running(path, QUEUE, other) as store:
+        leased = await add_leased(store, new_record("a", queue=other, payload=b"x" * 5000), queue=other)
+        await store.purge(QUEUE, now_usec=NOW)
+
+        assert {"task": 1, "body": 1} == await count_rows(path)
+        assert await settle(store, leased, Delete())

@@ -220,6 +220,10 @@ class Store(ABC):
             For each name, in order, whether there was such a task.
         """
 
+    @abstractmethod
+    async def purge(self, queue: QueueConfig, *, now_usec: int) -> None:
+        """Delete all tasks of a queue at once; given names stay reserved as after `delete_tasks`."""
+
     # --- looking ---
 
     @abstractmethod

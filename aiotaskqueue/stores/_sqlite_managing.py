@@ -13,6 +13,16 @@ from aiotaskqueue.stores._sqlite_verbs import COUNT_IN_FLIGHT, DELETE_ATTEMPTS, 
 # taskqueue_task_name.
 SELECT_FOR_DELETE = "SELECT id, is_named, process_id FROM taskqueue_task WHERE queue_id = ? AND name = ?"
 
+# All of a queue by taskqueue_task_name; bodies and logs by their primary keys.
+PURGE_NAMES = """
+    INSERT OR REPLACE INTO taskqueue_tombstone (queue_id, name, expires_usec)
+        SELECT queue_id, name, ?2 FROM taskqueue_task WHERE queue_id = ?1 AND is_named
+"""
+PURGE_BODIES = "DELETE FROM taskqueue_body WHERE task_id IN (SELECT id FROM taskqueue_task WHERE queue_id = ? AND has_body)"
+PURGE_ATTEMPTS = "DELETE FROM taskqueue_attempt WHERE task_id IN (SELECT id FROM taskqueue_task WHERE queue_id = ? AND lease_token > 0)"
+PURGE_TASKS = "DELETE FROM taskqueue_task WHERE queue_id = ?"
+PURGE_IN_FLIGHT = "UPDATE taskqueue_in_flight SET tasks = 0 WHERE queue_id = ?"
+
 
 @attrs.frozen
 class DeleteRequest:
@@ -20,6 +30,14 @@ class DeleteRequest:
 
     queue_id: int
     names: Sequence[str]
+    tombstone_until_usec: int | None
+
+
+@attrs.frozen
+class PurgeRequest:
+    """A queue, and until when the names that users gave stay reserved (None: they do not)."""
+
+    queue_id: int
     tombstone_until_usec: int | None
 
 
@@ -41,3 +59,13 @@ def _delete(connection: sqlite3.Connection, request: DeleteRequest, name: str) -
     if is_named and request.tombstone_until_usec is not None:
         connection.execute(INSERT_TOMBSTONE, (request.queue_id, name, request.tombstone_until_usec))
     return True
+
+
+def purge(connection: sqlite3.Connection, requests: Sequence[PurgeRequest]) -> list[None]:
+    """Remove all tasks of queues; whoever has leased one will find its outcome stale."""
+    for request in requests:
+        if request.tombstone_until_usec is not None:
+            connection.execute(PURGE_NAMES, (request.queue_id, request.tombstone_until_usec))
+        for statement in (PURGE_BODIES, PURGE_ATTEMPTS, PURGE_TASKS, PURGE_IN_FLIGHT):
+            connection.execute(statement, (request.queue_id,))
+    return [None for _ in requests]

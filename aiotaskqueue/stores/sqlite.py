@@ -41,7 +41,7 @@ from aiotaskqueue.stores._base import (
     TaskFilter,
     tombstone_until_usec,
 )
-from aiotaskqueue.stores._group_commit import GroupCommit, LockedError, Verb
+from aiotaskqueue.stores._group_commit import MAX_ROWS, GroupCommit, LockedError, Verb
 from aiotaskqueue.stores._sqlite_file import (
     DatabaseFile,
     ProcessLock,
@@ -52,7 +52,7 @@ from aiotaskqueue.stores._sqlite_file import (
     run_in_thread,
     translate,
 )
-from aiotaskqueue.stores._sqlite_managing import DeleteRequest, delete
+from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, delete, purge
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 from aiotaskqueue.stores._sqlite_schema import migrate
 from aiotaskqueue.stores._sqlite_verbs import FOR_EVER_USEC, AddRequest, ExchangeRequest, RescueRequest, SweepRequest, Verbs
@@ -243,6 +243,9 @@ class SQLiteStore(Store):
         request = DeleteRequest(self._verbs.queue_ids[queue.name], names, tombstone_until_usec(queue, now_usec))
         were_there: list[bool] = await self._write(delete, request, rows=len(names))
         return were_there
+
+    async def purge(self, queue: QueueConfig, *, now_usec: int) -> None:
+        await self._write(purge, PurgeRequest(self._verbs.queue_ids[queue.name], tombstone_until_usec(queue, now_usec)), rows=MAX_ROWS)
 
     # --- looking ---
 
