@@ -112,6 +112,7 @@ class Dispatcher:
         self._may_have_due = True
         self._has_more = False
         self._next_eta_usec: int | None = None
+        self._is_paused = False
         self._is_draining = False
         self._is_cut = False
         self._is_over = False
@@ -122,9 +123,16 @@ class Dispatcher:
         self._hinted_urls: set[str] = set()
         self.trouble: StoreError | None = None
         """Why nothing is leased at the moment."""
+        self.paused_queues: Sequence[str] = ()
+        """Queues that were paused when we last looked."""
         self.statistics = DispatcherStatistics()
 
     # --- what others call ---
+
+    def pause(self, is_paused: bool) -> None:
+        """Start nothing more, or go on."""
+        self._is_paused = is_paused
+        self.notify()
 
     def notify(self) -> None:
         """Look again: there may be due tasks."""
@@ -147,7 +155,7 @@ class Dispatcher:
         """
         if self._lane_group is None or self._is_draining or self._has_more or self._may_have_due or self._clock.is_held:
             return 0
-        if self._suspect_queue() is not None:
+        if self._suspect_queue() is not None or self._is_paused:
             return 0
         reserved = min(wanted, self._free_places)
         self._free_places -= reserved
@@ -250,7 +258,7 @@ class Dispatcher:
             self._may_have_due = True
 
     def _wants_lease(self) -> bool:
-        return self._may_have_due and self._free_places > 0 and not self._is_draining
+        return self._may_have_due and self._free_places > 0 and not self._is_draining and not self._is_paused
 
     async def _turn(self) -> None:
         settlements, self._settlements = self._settlements, []
@@ -293,6 +301,7 @@ class Dispatcher:
         if exchange.next_eta_usec is not None:
             self._note_eta(exchange.next_eta_usec)
         self._has_more = exchange.has_more
+        self.paused_queues = exchange.paused
         # An attempt that ended while the store looked still was in the way there.
         was_freed = bool(self._settlements) or self._free_places > places
         if self._has_more and was_freed:

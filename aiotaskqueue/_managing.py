@@ -57,6 +57,13 @@ class Managing:
             await self._store.purge(config, now_usec=self._now_usec())
         self._on_change()
 
+    async def set_paused(self, queue_name: str, is_paused: bool) -> None:
+        """Pause a queue, or let it go on."""
+        config = find_queue(self._queues, queue_name)
+        with self._clock.activity():
+            await self._store.set_paused(config, is_paused)
+        self._on_change()
+
     async def get(self, queue_name: str, name: str) -> StoredTask:
         """Return one task with its log."""
         find_queue(self._queues, queue_name)

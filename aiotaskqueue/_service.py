@@ -84,6 +84,8 @@ class Health:
     is_ok: bool
     reasons: tuple[str, ...] = ()
     """Why not, a sentence each."""
+    pauses: tuple[str, ...] = ()
+    """What somebody has paused, a sentence each; that is no fault."""
 
 
 class TaskQueueService:
@@ -161,6 +163,7 @@ class TaskQueueService:
         self._stopping: asyncio.Event | None = None
         self._drain_seconds = DRAIN_SECONDS
         self._write_until = 0.0
+        self._is_paused = False
         self._is_closed = False
 
     # --- life ---
@@ -353,7 +356,36 @@ class TaskQueueService:
         if self._dispatcher is not None and self._dispatcher.trouble is not None:
             reasons.append(str(self._dispatcher.trouble))
         reasons += [f"Queue {name!r} has tasks but is not configured; they are kept and not delivered." for name in self._orphan_queues]
-        return Health(not reasons, tuple(reasons))
+        return Health(not reasons, tuple(reasons), self._pauses())
+
+    def _pauses(self) -> tuple[str, ...]:
+        queues = () if self._dispatcher is None else self._dispatcher.paused_queues
+        pauses = [f"Queue {name!r} is paused; resume it with Queue.resume." for name in queues]
+        return (*(["This process is paused; resume it with TaskQueueService.resume."] if self._is_paused else []), *pauses)
+
+    async def pause(self) -> None:
+        """Start no more attempts in this process, until `resume`; other processes go on. Twice is fine.
+
+        What is running finishes, and tasks can be added. See `Queue.pause` for a queue in all processes.
+
+        Raises:
+            NotStartedError, ClosedError: The service is not running.
+        """
+        self._set_paused(True)
+
+    async def resume(self) -> None:
+        """Start attempts in this process again; where it is not paused it is fine.
+
+        Raises:
+            NotStartedError, ClosedError: The service is not running.
+        """
+        self._set_paused(False)
+
+    def _set_paused(self, is_paused: bool) -> None:
+        self._check_usable()
+        self._is_paused = is_paused
+        if self._dispatcher is not None:
+            self._dispatcher.pause(is_paused)
 
     def current(self) -> AbstractContextManager[None]:
         """Make this the current service for a ``with`` block: where several run, `Queue("name")` needs to know which."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -301,3 +302,111 @@ async def test_purge_an_unknown_queue(quiet: TaskQueueService) -> None:
     """SPEC 3.8: a queue that is not configured is an error."""
     with pytest.raises(UnknownQueueError):
         await Queue("unknown").purge()
+
+
+# --- pause and resume ----------------------------------------------------------------------------------------------
+
+
+def attempts_of(service: TaskQueueService) -> int:
+    """Return how many attempts were made."""
+    assert isinstance(service._delivery, RecordingDelivery)
+    return len(service._delivery.deliveries)
+
+
+async def test_pause_a_queue(quiet: TaskQueueService) -> None:
+    """A paused queue starts nothing, and goes on where it stood when it is resumed."""
+    await quiet.queue().pause()
+    await quiet.queue().pause()
+    await quiet.add(url="/w")
+    await quiet.run_until_idle()
+    before = attempts_of(quiet)
+    await quiet.queue().resume()
+    await quiet.queue().resume()
+    await quiet.run_until_idle()
+
+    assert (0, 1) == (before, attempts_of(quiet))
+
+
+async def test_a_paused_queue_shows(quiet: TaskQueueService) -> None:
+    """Statistics and health say that a queue is paused, which is no fault."""
+    await quiet.queue().pause()
+    await quiet.run_until_idle()
+    figures, health = await quiet.queue().fetch_statistics(), quiet.health()
+    await quiet.queue().resume()
+    await quiet.run_until_idle()
+
+    assert (True, 0.0) == (figures.is_paused, figures.enforced_rate)
+    assert (True, ("Queue 'default' is paused; resume it with Queue.resume.",)) == (health.is_ok, health.pauses)
+    assert () == quiet.health().pauses
+
+
+async def test_pause_in_another_process(tmp_path: Path) -> None:
+    """A pause is stored: another service on the file starts nothing, and goes on by itself after the resume."""
+    worker = SlowWorker()
+    async with (
+        TaskQueueService(tmp_path / "tasks.db", delivery=worker.delivery) as service,
+        TaskQueueService(tmp_path / "tasks.db", dispatch=False) as other,
+    ):
+        await other.queue().pause()
+        await service.add(url="/w")
+        await service.run_until_idle()
+        before = len(worker.delivery.deliveries)
+        await other.queue().resume()
+        await asyncio.wait_for(worker.reached.wait(), 5)
+        worker.let_go.set()
+
+    assert (0, 1) == (before, len(worker.delivery.deliveries))
+
+
+@pytest.mark.parametrize("method", [Queue.pause, Queue.resume])
+async def test_pause_an_unknown_queue(quiet: TaskQueueService, method: Any) -> None:
+    """A queue that is not configured is an error."""
+    with pytest.raises(UnknownQueueError):
+        await method(Queue("unknown"))
+
+
+async def test_pause_a_service(quiet: TaskQueueService) -> None:
+    """A paused service starts nothing, also nothing that becomes due meanwhile, and says so; then it goes on."""
+    assert isinstance(quiet.clock, VirtualClock)
+    await quiet.add(url="/w", countdown=5)
+    await quiet.pause()
+    await quiet.add(url="/w")
+    await quiet.clock.advance(10)
+    await quiet.run_until_idle()
+    before, health = attempts_of(quiet), quiet.health()
+    await quiet.resume()
+    await quiet.run_until_idle()
+
+    assert (0, 2) == (before, attempts_of(quiet))
+    assert (True, ("This process is paused; resume it with TaskQueueService.resume.",)) == (health.is_ok, health.pauses)
+    assert () == quiet.health().pauses
+
+
+async def test_pause_a_service_on_real_time() -> None:
+    """A paused service stores what is added, and delivers nothing born leased."""
+    delivery = RecordingDelivery()
+    async with TaskQueueService(":memory:", delivery=delivery) as service:
+        await service.pause()
+        await service.add(url="/w")
+        await service.run_until_idle()
+        before = len(delivery.deliveries)
+        await service.resume()
+        await service.run_until_idle()
+
+    assert (0, 1) == (before, len(delivery.deliveries))
+
+
+async def test_pause_a_service_that_does_not_dispatch() -> None:
+    """It may be paused and resumed like any other."""
+    async with TaskQueueService(":memory:", dispatch=False) as service:
+        await service.pause()
+        paused = service.health().pauses
+        await service.resume()
+
+    assert (1, ()) == (len(paused), service.health().pauses)
+
+
+async def test_pause_a_service_that_is_not_started() -> None:
+    """RELIABILITY 49: only a running service can be paused."""
+    with pytest.raises(NotStartedError):
+        await TaskQueueService(":memory:").pause()

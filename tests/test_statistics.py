@@ -169,7 +169,7 @@ async def test_repr_and_equality(service: TaskQueueService) -> None:
 
     expected = (
         "QueueStatistics(queue=Queue<name='mail'>, tasks=0, oldest_eta_usec=None, "
-        "executed_last_minute=None, in_flight=0, enforced_rate=5.0)"
+        "executed_last_minute=None, in_flight=0, enforced_rate=5.0, is_paused=False)"
     )
     assert expected == repr(statistics)
     assert statistics == await QueueStatistics.fetch("mail")

@@ -170,7 +170,7 @@ async def test_a_closed_queue_is_not_leased_from(path: Path) -> None:
         with raw(path) as connection:
             connection.execute("UPDATE taskqueue_queue SET is_paused = 1 WHERE name = 'by-hand'")
 
-        assert Exchange([], []) == await lease(store, by_rate, by_hand)
+        assert Exchange([], [], paused=("by-hand",)) == await lease(store, by_rate, by_hand)
 
 
 async def test_concurrency_holds_over_all_processes(path: Path) -> None:

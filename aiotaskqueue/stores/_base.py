@@ -112,6 +112,8 @@ class Exchange:
     """When leasing may bring more: the next ETA, or the next token of a queue in which tasks are due. None: not by time alone."""
     has_more: bool = False
     """Due tasks were left for want of a place, the process's or their queue's: lease again when an attempt has ended."""
+    paused: Sequence[str] = ()
+    """The queues of the request that are paused."""
 
 
 @attrs.frozen
@@ -121,6 +123,7 @@ class StoredStatistics:
     tasks: int
     oldest_eta_usec: int | None
     in_flight: int
+    is_paused: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -223,6 +226,10 @@ class Store(ABC):
     @abstractmethod
     async def purge(self, queue: QueueConfig, *, now_usec: int) -> None:
         """Delete all tasks of a queue at once; given names stay reserved as after `delete_tasks`."""
+
+    @abstractmethod
+    async def set_paused(self, queue: QueueConfig, is_paused: bool) -> None:
+        """Pause a queue or let it go on, for all processes."""
 
     # --- looking ---
 

@@ -23,6 +23,9 @@ PURGE_ATTEMPTS = "DELETE FROM taskqueue_attempt WHERE task_id IN (SELECT id FROM
 PURGE_TASKS = "DELETE FROM taskqueue_task WHERE queue_id = ?"
 PURGE_IN_FLIGHT = "UPDATE taskqueue_in_flight SET tasks = 0 WHERE queue_id = ?"
 
+# taskqueue_queue's primary key.
+SET_PAUSED = "UPDATE taskqueue_queue SET is_paused = ? WHERE id = ?"
+
 
 @attrs.frozen
 class DeleteRequest:
@@ -68,4 +71,10 @@ def purge(connection: sqlite3.Connection, requests: Sequence[PurgeRequest]) -> l
             connection.execute(PURGE_NAMES, (request.queue_id, request.tombstone_until_usec))
         for statement in (PURGE_BODIES, PURGE_ATTEMPTS, PURGE_TASKS, PURGE_IN_FLIGHT):
             connection.execute(statement, (request.queue_id,))
+    return [None for _ in requests]
+
+
+def set_paused(connection: sqlite3.Connection, requests: Sequence[tuple[bool, int]]) -> list[None]:
+    """Pause queues, or let them go on; a request is what it shall be, and the queue's id."""
+    connection.executemany(SET_PAUSED, requests)
     return [None for _ in requests]

@@ -185,7 +185,8 @@ class Gate:
         self.queue_id, is_paused, level, bucket_usec, self.ready_eta, self.suspect_eta, in_flight, own_in_flight = row
         self.config = config
         self.own_in_flight: int = own_in_flight or 0
-        self.is_closed = bool(is_paused) or config.exact_rate == 0
+        self.is_paused = bool(is_paused)
+        self.is_closed = self.is_paused or config.exact_rate == 0
         self.started = 0
         self._now_usec = now_usec
         self._places = max(config.max_concurrent_requests - (in_flight or 0), 0)
@@ -389,7 +390,12 @@ class _Leasing:
             elif gate.ready_eta is not None:
                 self._lease_ready(gate)
             gate.save(self._connection, self._process_id)
-        return Exchange(self._leased, next_eta_usec=min(self._moments, default=None), has_more=self._has_more)
+        return Exchange(
+            self._leased,
+            next_eta_usec=min(self._moments, default=None),
+            has_more=self._has_more,
+            paused=tuple(gate.config.name for gate in gates if gate.is_paused),
+        )
 
     def _lease_suspect(self, gate: Gate) -> None:
         # Retried alone: nothing else of its queue, and no other suspect, is in flight in this process (RELIABILITY P18).

@@ -52,7 +52,7 @@ from aiotaskqueue.stores._sqlite_file import (
     run_in_thread,
     translate,
 )
-from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, delete, purge
+from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, delete, purge, set_paused
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 from aiotaskqueue.stores._sqlite_schema import migrate
 from aiotaskqueue.stores._sqlite_verbs import FOR_EVER_USEC, AddRequest, ExchangeRequest, RescueRequest, SweepRequest, Verbs
@@ -116,7 +116,8 @@ SELECT_STATISTICS = """
     SELECT
         (SELECT count(*) FROM taskqueue_task WHERE queue_id = q.id AND state <> 2),
         (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?),
-        (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id)
+        (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id),
+        is_paused
     FROM taskqueue_queue AS q WHERE name = ?
 """
 
@@ -246,6 +247,9 @@ class SQLiteStore(Store):
 
     async def purge(self, queue: QueueConfig, *, now_usec: int) -> None:
         await self._write(purge, PurgeRequest(self._verbs.queue_ids[queue.name], tombstone_until_usec(queue, now_usec)), rows=MAX_ROWS)
+
+    async def set_paused(self, queue: QueueConfig, is_paused: bool) -> None:
+        await self._write(set_paused, (is_paused, self._verbs.queue_ids[queue.name]))
 
     # --- looking ---
 
@@ -526,8 +530,8 @@ def _list_attempts(connection: sqlite3.Connection, task_id: int) -> list[Attempt
 def _fetch_statistics(connection: sqlite3.Connection, queue_names: Sequence[str], now_usec: int) -> list[StoredStatistics]:
     statistics = []
     for name in queue_names:
-        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0)
-        statistics.append(StoredStatistics(tasks=row[0], oldest_eta_usec=row[1], in_flight=int(row[2])))
+        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0, 0)
+        statistics.append(StoredStatistics(tasks=row[0], oldest_eta_usec=row[1], in_flight=int(row[2]), is_paused=bool(row[3])))
     return statistics
 
 
