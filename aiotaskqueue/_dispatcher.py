@@ -112,6 +112,7 @@ class Dispatcher:
         self._may_have_due = True
         self._has_more = False
         self._next_eta_usec: int | None = None
+        self._has_forced = False
         self._is_paused = False
         self._is_draining = False
         self._is_cut = False
@@ -139,6 +140,11 @@ class Dispatcher:
         self._may_have_due = True
         self._wakeup.set()
 
+    def notify_forced(self) -> None:
+        """Look again, also without a place or paused: somebody wants a task to run now."""
+        self._has_forced = True
+        self.notify()
+
     def notify_eta(self, eta_usec: int) -> None:
         """Look again at `eta_usec`: a task may be due then."""
         if eta_usec <= self._clock.time_usec():
@@ -157,7 +163,7 @@ class Dispatcher:
             return 0
         if self._suspect_queue() is not None or self._is_paused:
             return 0
-        reserved = min(wanted, self._free_places)
+        reserved = min(wanted, max(self._free_places, 0))
         self._free_places -= reserved
         return reserved
 
@@ -258,7 +264,8 @@ class Dispatcher:
             self._may_have_due = True
 
     def _wants_lease(self) -> bool:
-        return self._may_have_due and self._free_places > 0 and not self._is_draining and not self._is_paused
+        has_place = self._free_places > 0 and not self._is_paused
+        return (self._has_forced or (self._may_have_due and has_place)) and not self._is_draining
 
     async def _turn(self) -> None:
         settlements, self._settlements = self._settlements, []
@@ -266,13 +273,16 @@ class Dispatcher:
         if self._wants_lease():
             # The answer covers both; what is noted while it is on its way comes on top of it.
             self._may_have_due, self._next_eta_usec = False, None
-            places, self._free_places = self._free_places, 0
+            self._has_forced = False
+            # What was forced takes places that there are not: then the others wait until these are made up for.
+            places = 0 if self._is_paused else max(self._free_places, 0)
+            self._free_places -= places
             request = LeaseRequest(places, tuple(self._queues.values()), self._suspect_queue())
         try:
             exchange = await self._store.exchange(settlements, request, now_usec=self._clock.time_usec())
         except BaseException as exc:
             self._settlements[:0] = settlements
-            self._may_have_due = True
+            self._may_have_due = self._has_forced = True
             if not isinstance(exc, StoreError):
                 raise
             await self._survive(exc)

@@ -11,7 +11,7 @@ from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import StoredTask, TaskState, stored_task_of
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import check_name, shorten
-from aiotaskqueue.errors import InvalidTaskNameError, UnknownTaskError
+from aiotaskqueue.errors import BadTaskStateError, InvalidQueueModeError, InvalidTaskNameError, UnknownTaskError
 from aiotaskqueue.stores._base import Store, TaskFilter
 
 # Tasks deleted in one transaction, so that others who want the store's lock get it in time (RELIABILITY S16).
@@ -29,13 +29,23 @@ class Managing:
         clock: Tells the time.
         queues: All configured queues by name.
         on_change: Called when a dispatcher should look again.
+        on_forced: Called when it should do so though it has no place or is paused.
     """
 
-    def __init__(self, *, store: Store, clock: Clock, queues: Mapping[str, QueueConfig], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        queues: Mapping[str, QueueConfig],
+        on_change: Callable[[], None],
+        on_forced: Callable[[], None],
+    ) -> None:
         self._store = store
         self._clock = clock
         self._queues = queues
         self._on_change = on_change
+        self._on_forced = on_forced
 
     async def delete(self, queue_name: str, tasks: Sequence[Task]) -> None:
         """Delete tasks by their names, a thousand in a transaction, and mark those that were there."""
@@ -64,12 +74,25 @@ class Managing:
             await self._store.set_paused(config, is_paused)
         self._on_change()
 
+    async def run(self, queue_name: str, name: str) -> None:
+        """Let a task run now."""
+        config = find_queue(self._queues, queue_name)
+        if config.mode == "pull":
+            raise InvalidQueueModeError(f"Queue {queue_name!r} is a pull queue; its tasks are leased by consumers and cannot be run.")
+        with self._clock.activity():
+            found = await self._store.force(config, name) if _may_exist(name) else None
+        if found is None:
+            raise _unknown(queue_name, name)
+        if found is TaskState.DEAD:
+            raise BadTaskStateError(f"Task {shorten(name)} of queue {queue_name!r} is dead; revive it instead.")
+        self._on_forced()
+
     async def get(self, queue_name: str, name: str) -> StoredTask:
         """Return one task with its log."""
         find_queue(self._queues, queue_name)
         record = await self._store.get_task(queue_name, name) if _may_exist(name) else None
         if record is None:
-            raise UnknownTaskError(f"Queue {queue_name!r} has no task named {shorten(name)}.")
+            raise _unknown(queue_name, name)
         return stored_task_of(record, await self._store.list_attempts(record))
 
     def list_tasks(
@@ -98,6 +121,10 @@ class Managing:
 
     def _now_usec(self) -> int:
         return self._clock.time_usec()
+
+
+def _unknown(queue_name: str, name: str) -> UnknownTaskError:
+    return UnknownTaskError(f"Queue {queue_name!r} has no task named {shorten(name)}.")
 
 
 def _may_exist(name: object) -> bool:

@@ -201,6 +201,29 @@ class Queue:
         """
         await self._the_service().managing.set_paused(self._name, False)
 
+    async def run_task(self, name: str) -> None:
+        """Let a waiting task run now: ETA, pause, rate and limits of concurrency are ignored.
+
+        It is the same task, with its retry count; its ETA becomes 0, as handlers see in ``X-AppEngine-TaskETA``. This returns
+        when that is stored; the attempt follows as soon as a process that delivers sees it: this one at once, paused or not,
+        another one with its next look. A task that is running already is left alone, and is not run once more. If the attempt
+        fails it is retried like any other.
+
+        Args:
+            name: Exactly its name.
+
+        Raises:
+            UnknownTaskError: There is no such task, or none any more.
+            BadTaskStateError: It is dead.
+            InvalidQueueModeError: The queue is a pull queue.
+            UnknownQueueError: The queue is not configured.
+            StoreError: The store cannot do it.
+            NotStartedError, ClosedError: The service is not running.
+
+        Source: SPEC 7.2.
+        """
+        await self._the_service().managing.run(self._name, name)
+
     async def get_task(self, name: str) -> StoredTask:
         """Return a task of any state, with the log of its last failed attempts.
 

@@ -152,7 +152,9 @@ class TaskQueueService:
         self._check_targets()
         self.access = AccessCheck(self._keys, self._clock)
         """What the web adapters ask about every request."""
-        self._managing = Managing(store=self._store, clock=self._clock, queues=self._queues, on_change=self._notice_change)
+        self._managing = Managing(
+            store=self._store, clock=self._clock, queues=self._queues, on_change=self._notice_change, on_forced=self._notice_forced
+        )
         self._dispatcher: Dispatcher | None = None
         self._maintenance: Maintenance | None = None
         self._orphan_queues: Sequence[str] = ()
@@ -514,6 +516,10 @@ class TaskQueueService:
     def _notice_change(self) -> None:
         if self._dispatcher is not None:
             self._dispatcher.notify()
+
+    def _notice_forced(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.notify_forced()
 
     def _notice_orphans(self) -> None:
         if self._maintenance is not None:

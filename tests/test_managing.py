@@ -12,7 +12,14 @@ import pytest
 
 from aiotaskqueue import Queue, QueueConfig, StoredTask, Task, TaskQueueService, TaskRetryOptions, TaskState
 from aiotaskqueue._record import TaskRecord
-from aiotaskqueue.errors import NotStartedError, TombstonedTaskError, UnknownQueueError, UnknownTaskError
+from aiotaskqueue.errors import (
+    BadTaskStateError,
+    InvalidQueueModeError,
+    NotStartedError,
+    TombstonedTaskError,
+    UnknownQueueError,
+    UnknownTaskError,
+)
 from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -410,3 +417,132 @@ async def test_pause_a_service_that_is_not_started() -> None:
     """RELIABILITY 49: only a running service can be paused."""
     with pytest.raises(NotStartedError):
         await TaskQueueService(":memory:").pause()
+
+
+# --- run now -------------------------------------------------------------------------------------------------------
+
+
+def delivered(service: TaskQueueService) -> list[tuple[str, int, int]]:
+    """Return name, ETA and retry count of every attempt."""
+    assert isinstance(service._delivery, RecordingDelivery)
+    return [(made.record.name, made.record.eta_usec, made.record.retry_count) for made in service._delivery.deliveries]
+
+
+async def test_run_a_future_task(quiet: TaskQueueService) -> None:
+    """SPEC 7.2, D13: exactly the named task runs now, with ETA 0 and the retry count that it had."""
+    await quiet.queue().add([Task(url="/w", name=name, countdown=3600) for name in ("a", "b", "c")])
+    await quiet.queue().run_task("b")
+    await quiet.run_until_idle()
+
+    assert [("b", 0, 0)] == delivered(quiet)
+
+
+async def test_run_between_retries() -> None:
+    """SPEC 7.2: a task that waits for its retry is run as that retry, and fails like one."""
+    delivery = RecordingDelivery(lambda record: 500)
+    async with TaskQueueService(":memory:", delivery=delivery, clock=VirtualClock()) as service:
+        await service.add(url="/w", name="a")
+        await service.run_until_idle()
+        await service.queue().run_task("a")
+        await service.run_until_idle()
+        stored = await service.queue().get_task("a")
+
+    assert [0, 1] == [made.record.retry_count for made in delivery.deliveries]
+    assert (2, TaskState.READY) == (stored.retry_count, stored.state)
+    assert stored.eta_usec > 0
+
+
+@pytest.mark.parametrize("config", [QueueConfig("default"), QueueConfig("default", rate="0")], ids=["paused", "rate 0"])
+async def test_run_in_a_stopped_queue(config: QueueConfig) -> None:
+    """SPEC 4.6: a pause and a rate do not hold what is run by hand; the others wait on."""
+    async with TaskQueueService(":memory:", queues=[config], delivery=RecordingDelivery(), clock=VirtualClock()) as service:
+        await service.queue().pause()
+        await service.queue().add([Task(url="/w", name=name) for name in "ab"])
+        await service.queue().run_task("b")
+        await service.run_until_idle()
+
+        assert [("b", 0, 0)] == delivered(service)
+
+
+async def test_run_in_a_paused_service(quiet: TaskQueueService) -> None:
+    """A paused process runs what is run by hand there, and only that."""
+    await quiet.pause()
+    await quiet.queue().add([Task(url="/w", name=name) for name in "ab"])
+    await quiet.queue().run_task("b")
+    await quiet.run_until_idle()
+
+    assert [("b", 0, 0)] == delivered(quiet)
+
+
+async def test_run_without_a_place() -> None:
+    """SPEC 4.6: limits of concurrency do not hold what is run by hand, neither the queue's nor the process's."""
+    worker = SlowWorker()
+    queues = [QueueConfig("default", max_concurrent_requests=1)]
+    async with TaskQueueService(":memory:", queues=queues, delivery=worker.delivery, max_concurrent_deliveries=1) as service:
+        await service.queue().add([Task(url="/w", name="a"), Task(url="/w", name="b", countdown=60), Task(url="/w", name="c")])
+        await worker.reached.wait()
+        worker.reached.clear()
+        await service.queue().run_task("b")
+        await asyncio.wait_for(worker.reached.wait(), 5)
+        await service.add(url="/w", name="d")
+        figures = await service.queue().fetch_statistics()
+        names = [made.record.name for made in worker.delivery.deliveries]
+        worker.let_go.set()
+        await service.run_until_idle()
+
+    assert (["a", "b"], 2, 4) == (names, figures.in_flight, len(worker.delivery.deliveries))
+
+
+async def test_run_a_running_task(service: TaskQueueService, worker: SlowWorker) -> None:
+    """RELIABILITY 129: a task that is running is not run twice, also when it is asked for twice."""
+    await service.add(url="/w", name="a")
+    await worker.reached.wait()
+    await service.queue().run_task("a")
+    await service.queue().run_task("a")
+    worker.let_go.set()
+    await service.run_until_idle()
+
+    assert 1 == len(worker.delivery.deliveries)
+
+
+async def test_run_from_another_process(tmp_path: Path) -> None:
+    """A process that does not deliver can have a task run by one that does."""
+    worker = SlowWorker()
+    async with (
+        TaskQueueService(tmp_path / "tasks.db", delivery=worker.delivery),
+        TaskQueueService(tmp_path / "tasks.db", dispatch=False) as other,
+    ):
+        await other.add(url="/w", name="a", countdown=3600)
+        await other.queue().run_task("a")
+        await asyncio.wait_for(worker.reached.wait(), 5)
+        worker.let_go.set()
+
+    assert ["a"] == [made.record.name for made in worker.delivery.deliveries]
+
+
+async def test_run_a_dead_task(quiet: TaskQueueService) -> None:
+    """A dead task is revived, not run."""
+    assert isinstance(quiet._delivery, RecordingDelivery)
+    quiet._delivery.answer_next(500)
+    await quiet.add(url="/w", name="a", retry_options=TaskRetryOptions(task_retry_limit=0))
+    await quiet.run_until_idle()
+
+    with pytest.raises(BadTaskStateError, match=r"^Task 'a' of queue 'default' is dead; revive it instead\.$"):
+        await quiet.queue().run_task("a")
+
+
+@pytest.mark.parametrize("name", ["unknown", "", "../x", "\ud800", None])
+async def test_run_an_unknown_task(quiet: TaskQueueService, name: Any) -> None:
+    """RELIABILITY 127: a name that is not there is an unknown task, and no neighbour is run."""
+    await quiet.add(url="/w", name="unknown-not", countdown=60)
+    with pytest.raises(UnknownTaskError):
+        await quiet.queue().run_task(name)
+    await quiet.run_until_idle()
+
+    assert [] == delivered(quiet)
+
+
+async def test_run_in_a_pull_queue(quiet: TaskQueueService) -> None:
+    """RELIABILITY 41: tasks of a pull queue cannot be run."""
+    with pytest.raises(InvalidQueueModeError):
+        await quiet.queue("pull").run_task("a")

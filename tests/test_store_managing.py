@@ -11,7 +11,22 @@ from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import TaskState
 from aiotaskqueue.stores._base import Delete, Retry
 from aiotaskqueue.stores.sqlite import SQLiteStore
-from tests.open_stores import NOW, QUEUE, SECOND, add, add_leased, dead, find_drift, lease, log_of, new_record, query, running, settle
+from tests.open_stores import (
+    LEASE_END,
+    NOW,
+    QUEUE,
+    SECOND,
+    add,
+    add_leased,
+    dead,
+    find_drift,
+    lease,
+    log_of,
+    new_record,
+    query,
+    running,
+    settle,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +155,28 @@ async def test_purge_leaves_other_queues(path: Path) -> None:
 
         assert {"task": 1, "body": 1} == await count_rows(path)
         assert await settle(store, leased, Delete())
+
+
+# --- run now -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_forced_task_is_counted(store: SQLiteStore, path: Path) -> None:
+    """What is run by hand counts as in flight and as an attempt, once."""
+    await add(store, new_record("a", eta_usec=NOW + SECOND))
+    states = [await store.force(QUEUE, "a"), await store.force(QUEUE, "x")]
+    [record] = (await lease(store, places=0)).leased
+
+    assert [TaskState.READY, None] == states
+    assert (1, 1, 0, LEASE_END) == (record.attempts, record.lease_token, record.eta_usec, record.lease_expires_usec)
+    assert ([], TaskState.LEASED, []) == (find_drift(path), await store.force(QUEUE, "a"), (await lease(store)).leased)
+
+
+async def test_a_forced_task_of_another_queue_is_left(path: Path) -> None:
+    """A dispatcher takes up only what belongs to its queues."""
+    other = QueueConfig("other")
+    async with running(path, QUEUE, other) as store:
+        await add(store, new_record("a", queue=other, eta_usec=NOW + SECOND), queue=other)
+        await store.force(other, "a")
+
+        assert [] == (await lease(store)).leased
+        assert ["a"] == [record.name for record in (await lease(store, other)).leased]

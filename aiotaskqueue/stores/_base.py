@@ -231,6 +231,14 @@ class Store(ABC):
     async def set_paused(self, queue: QueueConfig, is_paused: bool) -> None:
         """Pause a queue or let it go on, for all processes."""
 
+    @abstractmethod
+    async def force(self, queue: QueueConfig, name: str) -> TaskState | None:
+        """Let a waiting task be leased next, past ETA, pause, rate and places, its ETA being 0; a leased one is left alone.
+
+        Returns:
+            The state in which it was found; None: there is no such task. A dead one is left alone too.
+        """
+
     # --- looking ---
 
     @abstractmethod

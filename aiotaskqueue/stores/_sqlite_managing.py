@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import attrs
 
+from aiotaskqueue._record import TaskState
 from aiotaskqueue.stores._sqlite_rows import DELETE_BODY
-from aiotaskqueue.stores._sqlite_verbs import COUNT_IN_FLIGHT, DELETE_ATTEMPTS, DELETE_TASK, INSERT_TOMBSTONE
+from aiotaskqueue.stores._sqlite_verbs import COUNT_IN_FLIGHT, DELETE_ATTEMPTS, DELETE_TASK, INSERT_TOMBSTONE, SELECT_NAME
 
 # taskqueue_task_name.
 SELECT_FOR_DELETE = "SELECT id, is_named, process_id FROM taskqueue_task WHERE queue_id = ? AND name = ?"
@@ -25,6 +26,9 @@ PURGE_IN_FLIGHT = "UPDATE taskqueue_in_flight SET tasks = 0 WHERE queue_id = ?"
 
 # taskqueue_queue's primary key.
 SET_PAUSED = "UPDATE taskqueue_queue SET is_paused = ? WHERE id = ?"
+
+# taskqueue_task_name. It stays a suspect if it is one, but is leased like any other.
+FORCE = "UPDATE taskqueue_task SET is_forced = 1, eta_usec = 0 WHERE queue_id = ? AND name = ? AND state IN (0, 3)"
 
 
 @attrs.frozen
@@ -78,3 +82,13 @@ def set_paused(connection: sqlite3.Connection, requests: Sequence[tuple[bool, in
     """Pause queues, or let them go on; a request is what it shall be, and the queue's id."""
     connection.executemany(SET_PAUSED, requests)
     return [None for _ in requests]
+
+
+def force(connection: sqlite3.Connection, requests: Sequence[tuple[int, str]]) -> list[TaskState | None]:
+    """Let tasks be leased next; a request is the queue's id and the name."""
+    found = []
+    for request in requests:
+        row = connection.execute(SELECT_NAME, request).fetchone()
+        connection.execute(FORCE, request)
+        found.append(None if row is None else TaskState(row[0]))
+    return found

@@ -76,6 +76,16 @@ LEASE = """
     WHERE id IN (
         SELECT id FROM taskqueue_task WHERE queue_id = ?4 AND state = {state} AND eta_usec <= ?5 ORDER BY eta_usec LIMIT ?6
     ) RETURNING """
+# taskqueue_task_forced, which is nearly always empty.
+SELECT_FORCED = "SELECT DISTINCT queue_id FROM taskqueue_task WHERE is_forced = 1"
+LEASE_FORCED = (
+    """
+    UPDATE taskqueue_task SET
+        state = 1, attempts = attempts + 1, lease_token = lease_token + 1, process_id = ?1, is_suspect = 0, is_forced = 0,
+        lease_expires_usec = ?2 + ifnull(dispatch_deadline_usec, ?3), first_attempt_usec = ifnull(first_attempt_usec, ?5)
+    WHERE queue_id = ?4 AND is_forced = 1 RETURNING """
+    + COLUMNS
+)
 LEASE_READY = LEASE.format(state=0, suspect=0) + COLUMNS
 LEASE_SUSPECT = LEASE.format(state=3, suspect=1) + COLUMNS
 
@@ -381,7 +391,10 @@ class _Leasing:
         self._has_more = False
 
     def run(self) -> Exchange:
-        """Lease queue by queue, the one with the oldest due task first."""
+        """Lease what somebody wants to run now, then queue by queue, the one with the oldest due task first."""
+        for (queue_id,) in self._connection.execute(SELECT_FORCED).fetchall():
+            if queue_id in self._configs:
+                self._lease_forced(queue_id, self._configs[queue_id])
         rows = self._connection.execute(SELECT_GATES, (self._process_id,)).fetchall()
         gates = [Gate(row, self._configs[row[0]], self._now_usec) for row in rows if row[0] in self._configs]
         for gate in sorted((gate for gate in gates if not gate.is_closed), key=_oldest_eta):
@@ -396,6 +409,16 @@ class _Leasing:
             has_more=self._has_more,
             paused=tuple(gate.config.name for gate in gates if gate.is_paused),
         )
+
+    def _lease_forced(self, queue_id: int, config: QueueConfig) -> None:
+        extra_usec = round(config.dispatch_deadline_seconds * 1_000_000)
+        rows = self._connection.execute(
+            LEASE_FORCED, (self._process_id, self._now_usec + _LEASE_EXTRA_USEC, extra_usec, queue_id, self._now_usec)
+        ).fetchall()
+        self._leased += [record_of_row(self._connection, row, config.name) for row in rows]
+        # They count like others, so what is leased next has fewer places; the number of places was not asked.
+        self._connection.execute(COUNT_IN_FLIGHT, (queue_id, self._process_id, len(rows)))
+        self._places = max(self._places - len(rows), 0)
 
     def _lease_suspect(self, gate: Gate) -> None:
         # Retried alone: nothing else of its queue, and no other suspect, is in flight in this process (RELIABILITY P18).

@@ -52,7 +52,7 @@ from aiotaskqueue.stores._sqlite_file import (
     run_in_thread,
     translate,
 )
-from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, delete, purge, set_paused
+from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, delete, force, purge, set_paused
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 from aiotaskqueue.stores._sqlite_schema import migrate
 from aiotaskqueue.stores._sqlite_verbs import FOR_EVER_USEC, AddRequest, ExchangeRequest, RescueRequest, SweepRequest, Verbs
@@ -250,6 +250,10 @@ class SQLiteStore(Store):
 
     async def set_paused(self, queue: QueueConfig, is_paused: bool) -> None:
         await self._write(set_paused, (is_paused, self._verbs.queue_ids[queue.name]))
+
+    async def force(self, queue: QueueConfig, name: str) -> TaskState | None:
+        found: TaskState | None = await self._write(force, (self._verbs.queue_ids[queue.name], name))
+        return found
 
     # --- looking ---
 

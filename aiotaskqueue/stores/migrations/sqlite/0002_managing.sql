@@ -1,3 +1,7 @@
+-- A task that somebody wants to run now: leased next, whatever its ETA and the limits of its queue.
+ALTER TABLE taskqueue_task ADD COLUMN is_forced INTEGER NOT NULL DEFAULT 0 CHECK (is_forced IN (0, 1));
+CREATE INDEX taskqueue_task_forced ON taskqueue_task (queue_id) WHERE is_forced = 1;
+
 -- Listing by ETA and name, state by state: each task is in the one index of its state. The names in them, and the index of
 -- leased tasks, cost 1 to 3 us for each task and a fifth of the file (measured); in return neither a list of a million
 -- tasks nor the search for what a dead process had leased scans the table.
