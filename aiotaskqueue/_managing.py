@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+import attrs
+from yarl import URL
+
 from aiotaskqueue._adding import find_queue
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig
-from aiotaskqueue._record import StoredTask, TaskState, stored_task_of
+from aiotaskqueue._record import StoredTask, TaskRecord, TaskState, record_of, stored_task_of, task_of
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import check_name, shorten
-from aiotaskqueue.errors import BadTaskStateError, InvalidQueueModeError, InvalidTaskNameError, UnknownTaskError
+from aiotaskqueue.errors import BadTaskStateError, DuplicateTaskNameError, InvalidQueueModeError, InvalidTaskNameError, UnknownTaskError
 from aiotaskqueue.stores._base import Store, TaskFilter
 
 # Tasks deleted in one transaction, so that others who want the store's lock get it in time (RELIABILITY S16).
@@ -86,6 +89,41 @@ class Managing:
         if found is TaskState.DEAD:
             raise BadTaskStateError(f"Task {shorten(name)} of queue {queue_name!r} is dead; revive it instead.")
         self._on_forced()
+
+    async def revive(self, queue_name: str, names: Sequence[str], payload: str | bytes | None, url: str | URL | None) -> None:
+        """Give dead tasks another chance, all or none."""
+        config = find_queue(self._queues, queue_name)
+        if len(set(names)) < len(names):
+            raise DuplicateTaskNameError("A task name appears twice in one revive.")
+        for name in names:
+            if not _may_exist(name):
+                raise _unknown(queue_name, name)
+        with self._clock.activity():
+            edited = [] if payload is None and url is None else [await self._edited(config, name, payload, url) for name in names]
+            refused = await self._store.revive(config, names, edited, now_usec=self._now_usec())
+        for name in refused:
+            if await self._store.get_task(queue_name, name) is None:
+                raise _unknown(queue_name, name)
+            raise BadTaskStateError(f"Task {shorten(name)} of queue {queue_name!r} is not dead; nothing was revived.")
+        self._on_change()
+
+    async def _edited(self, config: QueueConfig, name: str, payload: str | bytes | None, url: str | URL | None) -> TaskRecord:
+        """Return the record with its new content, which has to be that of a valid task."""
+        record = await self._store.get_task(config.name, name)
+        if record is None:
+            raise _unknown(config.name, name)
+        old = task_of(record)
+        task = Task(
+            old.payload if payload is None else payload,
+            name=name,
+            method=old.method,
+            url=old.url if url is None else url,
+            headers={header: old.headers.getall(header) for header in old.headers},
+            target=old.target,
+            tag=old.tag,
+        )
+        new = record_of(task, queue_name=config.name, name=name, uuid=record.uuid, now_usec=record.created_usec)
+        return attrs.evolve(record, url=new.url, headers=new.headers, payload=new.payload)
 
     async def get(self, queue_name: str, name: str) -> StoredTask:
         """Return one task with its log."""

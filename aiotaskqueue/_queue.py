@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import attrs
+from yarl import URL
 
 from aiotaskqueue._config import check_queue_name
 from aiotaskqueue._current import RunningService, current_service
@@ -223,6 +224,30 @@ class Queue:
         Source: SPEC 7.2.
         """
         await self._the_service().managing.run(self._name, name)
+
+    async def revive(self, name: str | Iterable[str], *, payload: str | bytes | None = None, url: str | URL | None = None) -> None:
+        """Give dead tasks another chance: the same tasks, due now, their counts and their age from zero.
+
+        Name, uuid and the log of attempts stay. It is one transaction: if one of them cannot be revived, none is.
+
+        Args:
+            name: Exactly the name of a task, or an iterable of names.
+            payload: What they get as payload instead of their own. None: they keep it.
+            url: What they get as URL. None: they keep it; empty: the queue's default one.
+
+        Raises:
+            UnknownTaskError: There is no such task, or none any more.
+            BadTaskStateError: A task is not dead.
+            DuplicateTaskNameError: A name is given twice.
+            InvalidTaskError: Payload or URL are none for a task of its method, or too large; the subclasses as for Task.
+            UnknownQueueError: The queue is not configured.
+            StoreError: The store cannot do it; nothing was revived.
+            NotStartedError, ClosedError: The service is not running.
+
+        Source: SPEC 2.4.
+        """
+        names = [name] if isinstance(name, str) else _as_names(name)
+        await self._the_service().managing.revive(self._name, names, payload, url)
 
     async def get_task(self, name: str) -> StoredTask:
         """Return a task of any state, with the log of its last failed attempts.

@@ -14,8 +14,12 @@ from aiotaskqueue import Queue, QueueConfig, StoredTask, Task, TaskQueueService,
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.errors import (
     BadTaskStateError,
+    DuplicateTaskNameError,
     InvalidQueueModeError,
+    InvalidTaskError,
+    InvalidUrlError,
     NotStartedError,
+    TaskTooLargeError,
     TombstonedTaskError,
     UnknownQueueError,
     UnknownTaskError,
@@ -546,3 +550,111 @@ async def test_run_in_a_pull_queue(quiet: TaskQueueService) -> None:
     """RELIABILITY 41: tasks of a pull queue cannot be run."""
     with pytest.raises(InvalidQueueModeError):
         await quiet.queue("pull").run_task("a")
+
+
+# --- revive --------------------------------------------------------------------------------------------------------
+
+
+async def bury(service: TaskQueueService, *tasks: Task) -> None:
+    """Add tasks and let them fail for good."""
+    assert isinstance(service._delivery, RecordingDelivery)
+    service._delivery.answer_next(*[500 for _ in tasks])
+    await service.queue().add(list(tasks))
+    await service.run_until_idle()
+
+
+def mortal(name: str, **arguments: Any) -> Task:
+    """Return a task that has one attempt."""
+    return Task(name=name, retry_options=TaskRetryOptions(task_retry_limit=0), **{"url": "/w", **arguments})
+
+
+async def test_revive(quiet: TaskQueueService) -> None:
+    """SPEC 2.4: a revived task is the same one, due now, its counts from zero; its log is kept."""
+    await bury(quiet, mortal("a"))
+    before = await quiet.queue().get_task("a")
+    await quiet.queue().revive("a")
+    after = await quiet.queue().get_task("a")
+
+    assert (before.uuid, before.attempts) == (after.uuid, after.attempts)
+    assert (TaskState.READY, 0, 0) == (after.state, after.retry_count, after.execution_count)
+    assert (None, None, None) == (after.dead_usec, after.first_attempt_usec, after.previous_response)
+
+
+async def test_a_revived_task_runs_and_may_die_again(quiet: TaskQueueService) -> None:
+    """SPEC 2.4: its limits count from zero: it runs as often as the first time."""
+    await bury(quiet, mortal("a"))
+    assert isinstance(quiet._delivery, RecordingDelivery)
+    quiet._delivery.answer_next(404)
+    await quiet.queue().revive("a")
+    await quiet.run_until_idle()
+    stored = await quiet.queue().get_task("a")
+    await quiet.queue().revive("a")
+    await quiet.run_until_idle()
+
+    assert [("a", 0), ("a", 0), ("a", 0)] == [(name, retries) for name, _, retries in delivered(quiet)]
+    assert [(1, 500), (1, 404)] == [(attempt.attempt, attempt.status) for attempt in stored.attempts or ()]
+    assert [] == await names_of(quiet.queue().list_tasks())
+
+
+async def test_revive_many(quiet: TaskQueueService) -> None:
+    """Many are revived at once; nothing is fine too."""
+    await bury(quiet, *[mortal(name) for name in "abc"])
+    await quiet.queue().revive(stored for stored in ("a", "c"))
+    await quiet.queue().revive([])
+
+    assert ["b"] == await names_of(quiet.queue().dead_tasks())
+
+
+@pytest.mark.parametrize("payload", [b"new", b"x" * 5000, "text", b""], ids=["small", "large", "text", "empty"])
+@pytest.mark.parametrize("old", [b"old", b"o" * 5000], ids=["was small", "was large"])
+async def test_revive_with_another_payload(quiet: TaskQueueService, old: bytes, payload: str | bytes) -> None:
+    """The payload can be replaced, of any size by any size; everything else stays."""
+    await bury(quiet, mortal("a", payload=old, headers={"X-Two": ["1", "2"]}))
+    await quiet.queue().revive("a", payload=payload)
+    task = (await quiet.queue().get_task("a")).task
+
+    assert (payload.encode() if isinstance(payload, str) else payload, "/w") == (task.payload, task.url)
+    assert ["1", "2"] == task.headers.getall("X-Two")
+
+
+@pytest.mark.parametrize(("url", "expected"), [("/other", "/other"), ("", "/_ah/queue/default")])
+async def test_revive_with_another_url(quiet: TaskQueueService, url: str, expected: str) -> None:
+    """The URL can be replaced; an empty one is the queue's."""
+    await bury(quiet, mortal("a", payload=b"x"))
+    await quiet.queue().revive("a", url=url)
+    task = (await quiet.queue().get_task("a")).task
+
+    assert (b"x", expected) == (task.payload, task.url)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [({"url": "/w?x=1"}, InvalidTaskError), ({"url": "w"}, InvalidUrlError), ({"payload": b"x" * 200_000}, TaskTooLargeError)],
+)
+async def test_revive_with_bad_content(quiet: TaskQueueService, arguments: Any, error: type[Exception]) -> None:
+    """What no task could have is refused, and nothing is revived."""
+    await bury(quiet, mortal("a"))
+    with pytest.raises(error):
+        await quiet.queue().revive("a", **arguments)
+
+    assert ["a"] == await names_of(quiet.queue().dead_tasks())
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (["a", "unknown"], UnknownTaskError),
+        (["a", "../x"], UnknownTaskError),
+        (["a", "alive"], BadTaskStateError),
+        (["a", "a"], DuplicateTaskNameError),
+    ],
+)
+@pytest.mark.parametrize("arguments", [{}, {"payload": b"x"}], ids=["as it was", "edited"])
+async def test_revive_all_or_none(quiet: TaskQueueService, names: list[str], error: type[Exception], arguments: Any) -> None:
+    """If one cannot be revived, none is; a second revive is refused like that of any task that lives (RELIABILITY 129)."""
+    await bury(quiet, mortal("a"))
+    await quiet.add(url="/w", name="alive", countdown=60)
+    with pytest.raises(error):
+        await quiet.queue().revive(names, **arguments)
+
+    assert ["a"] == await names_of(quiet.queue().dead_tasks())

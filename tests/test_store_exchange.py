@@ -493,6 +493,8 @@ PLANS = [
     (_sqlite_verbs.SELECT_FORCED, "taskqueue_task_forced"),
     (_sqlite_verbs.LEASE_FORCED, "taskqueue_task_forced"),
     (_sqlite_managing.FORCE, "taskqueue_task_name"),
+    (_sqlite_managing.REVIVE, "taskqueue_task_name"),
+    (_sqlite_managing.EDIT, "INTEGER PRIMARY KEY"),
     (_sqlite_managing.SELECT_FOR_DELETE, "taskqueue_task_name"),
     (_sqlite_managing.PURGE_NAMES, "taskqueue_task_name"),
     (_sqlite_managing.PURGE_BODIES, "INTEGER PRIMARY KEY"),

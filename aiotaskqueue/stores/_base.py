@@ -239,6 +239,20 @@ class Store(ABC):
             The state in which it was found; None: there is no such task. A dead one is left alone too.
         """
 
+    @abstractmethod
+    async def revive(self, queue: QueueConfig, names: Sequence[str], edited: Sequence[TaskRecord], *, now_usec: int) -> Sequence[str]:
+        """Make dead tasks ready, their counts and their age from zero, or none of them if one is not dead.
+
+        Args:
+            queue: The queue.
+            names: Which.
+            edited: Dead tasks as they were read, with the URL, headers and payload that they get; may be empty.
+            now_usec: The time, and their ETA.
+
+        Returns:
+            Names of tasks that are not dead, or not there; if there are any, nothing was changed.
+        """
+
     # --- looking ---
 
     @abstractmethod

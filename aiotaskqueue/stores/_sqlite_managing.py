@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from aiotaskqueue._record import TaskState
-from aiotaskqueue.stores._sqlite_rows import DELETE_BODY
+from aiotaskqueue._record import TaskRecord, TaskState
+from aiotaskqueue.stores._sqlite_rows import DELETE_BODY, INSERT_BODY, content_of, is_large
 from aiotaskqueue.stores._sqlite_verbs import COUNT_IN_FLIGHT, DELETE_ATTEMPTS, DELETE_TASK, INSERT_TOMBSTONE, SELECT_NAME
 
 # taskqueue_task_name.
@@ -29,6 +29,26 @@ SET_PAUSED = "UPDATE taskqueue_queue SET is_paused = ? WHERE id = ?"
 
 # taskqueue_task_name. It stays a suspect if it is one, but is leased like any other.
 FORCE = "UPDATE taskqueue_task SET is_forced = 1, eta_usec = 0 WHERE queue_id = ? AND name = ? AND state IN (0, 3)"
+
+# taskqueue_task_name; its log is kept, and its token goes on growing.
+REVIVE = """
+    UPDATE taskqueue_task SET
+        state = 0, eta_usec = ?, attempts = 0, executions = 0, first_attempt_usec = NULL, previous_status = NULL, retry_reason = NULL,
+        was_stale = 0, crashes = 0, dead_usec = NULL, dead_reason = NULL, keep_until_usec = NULL
+    WHERE queue_id = ? AND name = ?
+"""
+# By primary key.
+EDIT = "UPDATE taskqueue_task SET url = ?, headers = ?, payload = ?, has_body = ? WHERE id = ?"
+
+
+@attrs.frozen
+class ReviveRequest:
+    """Arguments of `revive`."""
+
+    queue_id: int
+    names: Sequence[str]
+    edited: Sequence[TaskRecord]
+    now_usec: int
 
 
 @attrs.frozen
@@ -92,3 +112,23 @@ def force(connection: sqlite3.Connection, requests: Sequence[tuple[int, str]]) -
         connection.execute(FORCE, request)
         found.append(None if row is None else TaskState(row[0]))
     return found
+
+
+def revive(connection: sqlite3.Connection, requests: Sequence[ReviveRequest]) -> list[list[str]]:
+    """Make dead tasks ready again; return the names of those that are not dead, for which the whole request is refused."""
+    return [_revive(connection, request) for request in requests]
+
+
+def _revive(connection: sqlite3.Connection, request: ReviveRequest) -> list[str]:
+    keys = [(request.queue_id, name) for name in request.names]
+    states = [connection.execute(SELECT_NAME, key).fetchone() for key in keys]
+    refused = [name for name, state in zip(request.names, states, strict=True) if state != (TaskState.DEAD,)]
+    if refused:
+        return refused
+    connection.executemany(REVIVE, [(request.now_usec, *key) for key in keys])
+    for record in request.edited:
+        connection.execute(EDIT, content_of(record))
+        connection.execute(DELETE_BODY, (record.id,))
+        if is_large(record):
+            connection.execute(INSERT_BODY, (record.id, record.payload))
+    return []

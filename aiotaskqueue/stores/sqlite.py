@@ -52,7 +52,7 @@ from aiotaskqueue.stores._sqlite_file import (
     run_in_thread,
     translate,
 )
-from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, delete, force, purge, set_paused
+from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, ReviveRequest, delete, force, purge, revive, set_paused
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 from aiotaskqueue.stores._sqlite_schema import migrate
 from aiotaskqueue.stores._sqlite_verbs import FOR_EVER_USEC, AddRequest, ExchangeRequest, RescueRequest, SweepRequest, Verbs
@@ -254,6 +254,11 @@ class SQLiteStore(Store):
     async def force(self, queue: QueueConfig, name: str) -> TaskState | None:
         found: TaskState | None = await self._write(force, (self._verbs.queue_ids[queue.name], name))
         return found
+
+    async def revive(self, queue: QueueConfig, names: Sequence[str], edited: Sequence[TaskRecord], *, now_usec: int) -> Sequence[str]:
+        request = ReviveRequest(self._verbs.queue_ids[queue.name], names, edited, now_usec)
+        refused: list[str] = await self._write(revive, request, rows=len(names))
+        return refused
 
     # --- looking ---
 
