@@ -344,7 +344,7 @@ class QueueStatistics:
     oldest_eta_usec: int | None = None
     """ETA of the task that waits longest, microseconds since 1970; None when none is due."""
     executed_last_minute: int | None = None
-    """Attempts in the last 60 seconds; None: not known."""
+    """Attempts that were started in the last 60 seconds, by all processes, to the second; None: not known."""
     in_flight: int | None = None
     """Attempts that run now, over all processes."""
     enforced_rate: float | None = None
@@ -464,6 +464,7 @@ def _statistics_of(service: RunningService, queue: Queue, figures: StoredStatist
         queue=queue,
         tasks=figures.tasks,
         oldest_eta_usec=figures.oldest_eta_usec,
+        executed_last_minute=figures.executed_last_minute,
         in_flight=figures.in_flight,
         enforced_rate=0.0 if figures.is_paused else service.find_rate(queue.name),
         is_paused=figures.is_paused,

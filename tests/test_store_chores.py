@@ -555,7 +555,7 @@ async def test_statistics_count_what_lives(store: SQLiteStore) -> None:
     await add_leased(store)
     await add(store, new_record(eta_usec=NOW - 5), new_record(eta_usec=NOW + 5))
 
-    assert [StoredStatistics(3, NOW - 5, 1), StoredStatistics(0, None, 0)] == await store.fetch_statistics(
+    assert [StoredStatistics(3, NOW - 5, 1, executed_last_minute=2), StoredStatistics(0, None, 0)] == await store.fetch_statistics(
         ["default", "nowhere"], now_usec=NOW
     )
 

@@ -491,6 +491,7 @@ PLANS = [
     (sqlite.SELECT_TASKS.format(state=2), "taskqueue_task_given_up"),
     (sqlite.SELECT_TASKS.format(state=3), "taskqueue_task_suspect"),
     (_sqlite_verbs.SELECT_FORCED, "taskqueue_task_forced"),
+    (sqlite.SELECT_STATISTICS, "PRIMARY KEY (queue_id=?)"),
     (_sqlite_verbs.LEASE_FORCED, "taskqueue_task_forced"),
     (_sqlite_managing.FORCE, "taskqueue_task_name"),
     (_sqlite_managing.REVIVE, "taskqueue_task_name"),

@@ -180,3 +180,31 @@ async def test_a_forced_task_of_another_queue_is_left(path: Path) -> None:
 
         assert [] == (await lease(store)).leased
         assert ["a"] == [record.name for record in (await lease(store, other)).leased]
+
+
+# --- started in the last minute ------------------------------------------------------------------------------------
+
+
+async def started(store: SQLiteStore, now_usec: int) -> int:
+    """Return what was started in the minute before."""
+    [statistics] = await store.fetch_statistics(["default"], now_usec=now_usec)
+    return statistics.executed_last_minute
+
+
+async def test_started_by_all_processes(store: SQLiteStore, path: Path) -> None:
+    """What any process has started counts, born leased or leased later."""
+    async with running(path) as other:
+        await add(store, new_record("a"), places=1)
+        await add(store, new_record("b"), new_record("c"))
+        await lease(other, now_usec=NOW + SECOND)
+
+        assert [3, 3, 2, 0] == [await started(store, NOW + seconds * SECOND) for seconds in (1, 59, 60, 61)]
+
+
+async def test_started_when_the_clock_was_set_back(store: SQLiteStore) -> None:
+    """What lies in the future does not count, and its slot begins anew when it comes round."""
+    await add(store, new_record(), now_usec=NOW + 3600 * SECOND, places=1)
+    before = await started(store, NOW)
+    await add(store, new_record(), places=1)
+
+    assert (0, 1) == (before, await started(store, NOW))

@@ -124,6 +124,7 @@ class StoredStatistics:
     oldest_eta_usec: int | None
     in_flight: int
     is_paused: bool = False
+    executed_last_minute: int = 0
 
 
 @attrs.frozen(kw_only=True)

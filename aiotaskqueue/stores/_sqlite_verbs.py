@@ -68,6 +68,12 @@ COUNT_IN_FLIGHT = """
     ON CONFLICT (queue_id, process_id) DO UPDATE SET tasks = max(tasks + ?3, 0)
 """
 
+# taskqueue_started's primary key; a slot that is a minute old, or of a clock that was set back, begins anew.
+COUNT_STARTED = """
+    INSERT INTO taskqueue_started (queue_id, slot, second, tasks) VALUES (?1, ?2 % 60, ?2, ?3)
+    ON CONFLICT (queue_id, slot) DO UPDATE SET tasks = iif(second = ?2, tasks, 0) + ?3, second = ?2
+"""
+
 # taskqueue_task_ready (state 0) or taskqueue_task_suspect (state 3) chooses; rows are written by primary key.
 LEASE = """
     UPDATE taskqueue_task SET
@@ -231,6 +237,7 @@ class Gate:
         if not self.started:
             return
         connection.execute(COUNT_IN_FLIGHT, (self.queue_id, process_id, self.started))
+        connection.execute(COUNT_STARTED, (self.queue_id, self._now_usec // 1_000_000, self.started))
         if self._rate is not None:
             connection.execute(SAVE_BUCKET, (self._bucket.level, self._bucket.usec, self.queue_id))
 
@@ -418,6 +425,7 @@ class _Leasing:
         self._leased += [record_of_row(self._connection, row, config.name) for row in rows]
         # They count like others, so what is leased next has fewer places; the number of places was not asked.
         self._connection.execute(COUNT_IN_FLIGHT, (queue_id, self._process_id, len(rows)))
+        self._connection.execute(COUNT_STARTED, (queue_id, self._now_usec // 1_000_000, len(rows)))
         self._places = max(self._places - len(rows), 0)
 
     def _lease_suspect(self, gate: Gate) -> None:

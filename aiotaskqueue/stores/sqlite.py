@@ -111,14 +111,15 @@ SELECT_TASKS = f"""
         AND (?4 IS NULL OR substr(name, 1, length(?4)) = ?4) AND (?5 IS NULL OR url = ?5) AND (?6 IS NULL OR tag = ?6)
     ORDER BY eta_usec, name LIMIT ?7
 """
-# A range of taskqueue_task_name; taskqueue_task_ready; taskqueue_in_flight's primary key.
+# A range of taskqueue_task_name; taskqueue_task_ready; the primary keys of taskqueue_in_flight and taskqueue_started.
 SELECT_STATISTICS = """
     SELECT
         (SELECT count(*) FROM taskqueue_task WHERE queue_id = q.id AND state <> 2),
-        (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?),
+        (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?1),
         (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id),
-        is_paused
-    FROM taskqueue_queue AS q WHERE name = ?
+        is_paused,
+        (SELECT total(tasks) FROM taskqueue_started WHERE queue_id = q.id AND second > ?1 / 1000000 - 60 AND second <= ?1 / 1000000)
+    FROM taskqueue_queue AS q WHERE name = ?2
 """
 
 
@@ -539,8 +540,9 @@ def _list_attempts(connection: sqlite3.Connection, task_id: int) -> list[Attempt
 def _fetch_statistics(connection: sqlite3.Connection, queue_names: Sequence[str], now_usec: int) -> list[StoredStatistics]:
     statistics = []
     for name in queue_names:
-        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0, 0)
-        statistics.append(StoredStatistics(tasks=row[0], oldest_eta_usec=row[1], in_flight=int(row[2]), is_paused=bool(row[3])))
+        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0, 0, 0)
+        tasks, oldest_eta_usec, in_flight, is_paused, started = row
+        statistics.append(StoredStatistics(tasks, oldest_eta_usec, int(in_flight), bool(is_paused), int(started)))
     return statistics
 
 

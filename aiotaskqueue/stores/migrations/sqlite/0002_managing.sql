@@ -1,3 +1,12 @@
+-- How many tasks each queue started, second by second, over all processes: a ring of a minute.
+CREATE TABLE taskqueue_started (
+    queue_id INTEGER NOT NULL,
+    slot INTEGER NOT NULL,
+    second INTEGER NOT NULL,
+    tasks INTEGER NOT NULL,
+    PRIMARY KEY (queue_id, slot)
+) STRICT, WITHOUT ROWID;
+
 -- A task that somebody wants to run now: leased next, whatever its ETA and the limits of its queue.
 ALTER TABLE taskqueue_task ADD COLUMN is_forced INTEGER NOT NULL DEFAULT 0 CHECK (is_forced IN (0, 1));
 CREATE INDEX taskqueue_task_forced ON taskqueue_task (queue_id) WHERE is_forced = 1;
