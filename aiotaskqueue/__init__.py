@@ -14,7 +14,20 @@ What extensions use: `aiotaskqueue.stores` and `aiotaskqueue.delivery`, the two 
 from aiotaskqueue import errors
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._queue import Queue, QueueStatistics
+from aiotaskqueue._record import AttemptRecord, StoredTask, TaskState
 from aiotaskqueue._service import TaskQueueService, add
 from aiotaskqueue._task import Task, TaskRetryOptions
 
-__all__ = ["Queue", "QueueConfig", "QueueStatistics", "Task", "TaskQueueService", "TaskRetryOptions", "add", "errors"]
+__all__ = [
+    "AttemptRecord",
+    "Queue",
+    "QueueConfig",
+    "QueueStatistics",
+    "StoredTask",
+    "Task",
+    "TaskQueueService",
+    "TaskRetryOptions",
+    "TaskState",
+    "add",
+    "errors",
+]

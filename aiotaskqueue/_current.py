@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from aiotaskqueue.errors import NotStartedError
 
 if TYPE_CHECKING:
+    from aiotaskqueue._managing import Managing
     from aiotaskqueue._task import Task
     from aiotaskqueue.stores._base import StoredStatistics
 
@@ -27,6 +28,10 @@ class RunningService(Protocol):
 
     async def add_tasks(self, queue_name: str, tasks: Sequence[Task], transactional: bool) -> None:
         """Add tasks to the queue of that name and mark them."""
+
+    @property
+    def managing(self) -> Managing:
+        """What manages the tasks that are stored; raises if the service cannot be used."""
 
     async def fetch_stored_statistics(self, queue_names: Sequence[str]) -> Sequence[StoredStatistics]:
         """Return the figures of the queues of these names, in order."""

@@ -36,7 +36,7 @@ from aiotaskqueue._record import TaskRecord
 from aiotaskqueue._supervisor import supervise
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.errors import ClosedError, OutcomeUnknownError, StoreError
-from aiotaskqueue.stores._base import Dead, Exchange, LeaseRequest, Retry, Settlement, Store
+from aiotaskqueue.stores._base import Dead, Delete, Exchange, LeaseRequest, Retry, Settlement, Store
 
 logger = logging.getLogger("aiotaskqueue")
 
@@ -114,6 +114,8 @@ class Dispatcher:
         self._has_more = False
         self._next_eta_usec: int | None = None
         self._has_unknown_leases = False
+        self._has_forced = False
+        self._is_paused = False
         self._is_draining = False
         self._is_cut = False
         self._is_over = False
@@ -124,14 +126,26 @@ class Dispatcher:
         self._hinted_urls: set[str] = set()
         self.trouble: StoreError | ClosedError | None = None
         """Why nothing is leased at the moment."""
+        self.paused_queues: Sequence[str] = ()
+        """Queues that were paused when we last looked."""
         self.statistics = DispatcherStatistics()
 
     # --- what others call ---
+
+    def pause(self, is_paused: bool) -> None:
+        """Start nothing more, or go on."""
+        self._is_paused = is_paused
+        self.notify()
 
     def notify(self) -> None:
         """Look again: there may be due tasks."""
         self._may_have_due = True
         self._wakeup.set()
+
+    def notify_forced(self) -> None:
+        """Look again, also without a place or paused: somebody wants a task to run now."""
+        self._has_forced = True
+        self.notify()
 
     def notify_eta(self, eta_usec: int) -> None:
         """Look again at `eta_usec`: a task may be due then."""
@@ -154,9 +168,9 @@ class Dispatcher:
         """
         if self._lane_group is None or self._is_draining or self._has_more or self._may_have_due or self._clock.is_held:
             return 0
-        if self._suspect_queue() is not None:
+        if self._suspect_queue() is not None or self._is_paused:
             return 0
-        reserved = min(wanted, self._free_places)
+        reserved = min(wanted, max(self._free_places, 0))
         self._free_places -= reserved
         return reserved
 
@@ -261,7 +275,8 @@ class Dispatcher:
             self._may_have_due = True
 
     def _wants_lease(self) -> bool:
-        return self._may_have_due and self._free_places > 0 and not self._is_draining
+        has_place = self._free_places > 0 and not self._is_paused
+        return (self._has_forced or (self._may_have_due and has_place)) and not self._is_draining
 
     async def _turn(self) -> None:
         settlements, self._settlements = self._settlements, []
@@ -272,7 +287,7 @@ class Dispatcher:
         except BaseException as exc:
             # Whatever it was: what is not known to be written is offered again.
             self._settlements[:0] = settlements
-            self._may_have_due = True
+            self._may_have_due = self._has_forced = True
             self._has_unknown_leases |= isinstance(exc, OutcomeUnknownError)
             if not isinstance(exc, StoreError | ClosedError):
                 raise
@@ -301,9 +316,12 @@ class Dispatcher:
 
     def _take_places(self) -> LeaseRequest:
         """Return a request for all free places, which are taken until it is answered."""
-        # The answer covers these two; what is noted while it is on its way comes on top of it.
+        # The answer covers all three; what is noted while it is on its way comes on top of it.
         self._may_have_due, self._next_eta_usec = False, None
-        places, self._free_places = self._free_places, 0
+        self._has_forced = False
+        # What was forced takes places that there are not: then the others wait until these are made up for.
+        places = 0 if self._is_paused else max(self._free_places, 0)
+        self._free_places -= places
         return LeaseRequest(places, tuple(self._queues.values()), self._suspect_queue())
 
     async def _survive(self, exc: StoreError | ClosedError) -> None:
@@ -321,6 +339,7 @@ class Dispatcher:
         if exchange.next_eta_usec is not None:
             self._note_eta(exchange.next_eta_usec)
         self._has_more = exchange.has_more
+        self.paused_queues = exchange.paused
         # An attempt that ended while the store looked still was in the way there.
         was_freed = bool(self._settlements) or self._free_places > places
         if self._has_more and was_freed:
@@ -333,9 +352,28 @@ class Dispatcher:
             self._in_flight.discard(record.uuid)
             if isinstance(outcome, Retry):
                 self._note_eta(outcome.eta_usec)
+            elif isinstance(outcome, Dead) and record not in exchange.stale:
+                self._note_dead(record, outcome)
             for ended in self._waiting_for_attempt.pop(record.uuid, ()):
                 _resolve(ended)
         for record in exchange.stale:
+            self._note_stale(record)
+
+    def _note_dead(self, record: TaskRecord, outcome: Dead) -> None:
+        self.statistics.dead += 1
+        logger.warning(
+            "Task %r of queue %r was given up after %d attempts (%s); it is kept as a dead task.",
+            record.name,
+            record.queue_name,
+            record.attempts,
+            outcome.reason,
+        )
+
+    def _note_stale(self, record: TaskRecord) -> None:
+        # While a lease lasts nobody else takes its task, so it was deleted on purpose.
+        if self._clock.time_usec() < (record.lease_expires_usec or 0):
+            logger.info("Task %r of queue %r was deleted while it ran; its result was dropped.", record.name, record.queue_name)
+        else:
             logger.warning("The result of task %r of queue %r came too late and was dropped.", record.name, record.queue_name)
 
     def _note_eta(self, eta_usec: int) -> None:
@@ -451,20 +489,11 @@ class Dispatcher:
     def _count(self, settlement: Settlement, result: Answer | NoAnswer) -> None:
         record, outcome = settlement.record, settlement.outcome
         self.statistics.attempts += 1
-        if isinstance(outcome, Dead):
-            self.statistics.dead += 1
-            logger.warning(
-                "Task %r of queue %r was given up after %d attempts (%s); it is kept as a dead task.",
-                record.name,
-                record.queue_name,
-                record.attempts,
-                outcome.reason,
-            )
-        elif isinstance(outcome, Retry):
+        if isinstance(outcome, Retry):
             self.statistics.retried += 1
             logger.debug("Attempt %d of task %r of queue %r failed: %s.", record.attempts, record.name, record.queue_name, result)
             self._hint(record, result)
-        else:
+        elif isinstance(outcome, Delete):
             self.statistics.completed += 1
 
     def _hint(self, record: TaskRecord, result: Answer | NoAnswer) -> None:

@@ -8,7 +8,7 @@ from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord
 from aiotaskqueue._retry import backoff_usec, effective_options, max_backoff_usec, may_retry, retry_after_usec, with_jitter
 from aiotaskqueue.delivery._base import Answer, FailureReason, NoAnswer
-from aiotaskqueue.stores._base import Dead, Delete, Outcome, Retry
+from aiotaskqueue.stores._base import Dead, Delete, Outcome, Retry, tombstone_until_usec
 
 # Statuses whose Retry-After counts (SPEC 4.4).
 _ASKING_FOR_TIME = frozenset({429, 503})
@@ -65,10 +65,7 @@ def _fail(attempt: Attempt) -> Retry | Dead:
 
 
 def _tombstone_until(attempt: Attempt) -> int | None:
-    seconds = attempt.config.tombstone_seconds
-    if not attempt.record.is_named or not seconds:
-        return None
-    return attempt.ended_usec + round(seconds * 1_000_000)
+    return tombstone_until_usec(attempt.config, attempt.ended_usec) if attempt.record.is_named else None
 
 
 def _reason(result: Answer | NoAnswer) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import random
 from binascii import b2a_base64
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -97,6 +98,50 @@ class AttemptRecord:
     """At most 2 KiB of text from the worker or from the error, made safe to show."""
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class StoredTask:
+    """A task in the store, and how far it has got: what `Queue.get_task` and `Queue.list_tasks` give.
+
+    It shows one moment and does not change. Times are microseconds since 1970, UTC.
+    """
+
+    task: Task
+    """What was added: name, URL, payload, ... It can be given to `Queue.delete_tasks`."""
+    uuid: str
+    """32 hex digits, the same over all attempts and after `Queue.revive`."""
+    state: TaskState
+    eta_usec: int
+    created_usec: int
+    retry_count: int
+    """Failed attempts so far; the one in flight is not counted."""
+    execution_count: int
+    """Attempts that were answered, or ran into the deadline, without success."""
+    first_attempt_usec: int | None
+    previous_response: int | None
+    """Status of the previous attempt, if it got an answer."""
+    retry_reason: str | None
+    """One word for why the previous attempt failed."""
+    lease_expires_usec: int | None
+    """When its attempt in flight is given up for lost; None: none is in flight."""
+    dead_usec: int | None
+    """When it was given up; None: it was not."""
+    dead_reason: str | None
+    """One word for why it was given up."""
+    attempts: tuple[AttemptRecord, ...] | None = None
+    """The last ten failed attempts, oldest first; None in a list, where only `Queue.get_task` knows."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return self.cursor[1]
+
+    @property
+    def cursor(self) -> tuple[int, str]:
+        """Its place in a list: ``after=`` this comes what follows it."""
+        assert self.task.name is not None
+        return self.eta_usec, self.task.name
+
+
 # --- from Task to TaskRecord and back ------------------------------------------------------------------------------
 
 
@@ -163,6 +208,26 @@ def task_of(record: TaskRecord) -> Task:
     return task
 
 
+def stored_task_of(record: TaskRecord, attempts: Sequence[AttemptRecord] | None = None) -> StoredTask:
+    """Return what shows a stored task to whoever manages it."""
+    return StoredTask(
+        task=task_of(record),
+        uuid=record.uuid.hex(),
+        state=record.state,
+        eta_usec=record.eta_usec,
+        created_usec=record.created_usec,
+        retry_count=record.retry_count,
+        execution_count=record.executions,
+        first_attempt_usec=record.first_attempt_usec,
+        previous_response=record.previous_status,
+        retry_reason=record.retry_reason,
+        lease_expires_usec=record.lease_expires_usec,
+        dead_usec=record.dead_usec,
+        dead_reason=record.dead_reason,
+        attempts=None if attempts is None else tuple(attempts),
+    )
+
+
 # --- names and uuids -----------------------------------------------------------------------------------------------
 
 # Standard base64 has its letters in another order than ASCII, and two that a name may not have.
@@ -180,8 +245,9 @@ _UUID_VERSION: Final = 0x4 << 76 | 0b10 << 62
 class NameGenerator:
     """Makes names and uuids for new tasks.
 
-    Names are 22 characters: 9 of time and 13 random. They sort by time, so that inserts stay at the right edge of the
-    index, and 78 random bits keep apart the names of one microsecond, over all processes.
+    Names are 22 characters: 9 of time and 13 random. They sort in the order in which they were made, so that inserts stay
+    at the right edge of the index and tasks of one ETA start in the order of their adds: a second name of one microsecond
+    says the next. 78 random bits keep apart the names of different processes.
 
     Args:
         seed: For tests: the same names on each run. None: from the system's random source, which also survives a fork.
@@ -189,9 +255,11 @@ class NameGenerator:
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.SystemRandom() if seed is None else random.Random(seed)
+        self._last_usec = -1
 
     def name(self, now_usec: int) -> str:
         """Return a new name."""
+        now_usec = self._last_usec = max(now_usec, self._last_usec + 1)
         # 54 bits of time, 78 random ones, and 12 more that are cut off, to make whole bytes: 24 letters of 6 bits.
         number = (now_usec & _TIME_MASK) << 90 | self._random.getrandbits(90)
         letters = b2a_base64(number.to_bytes(18, "big"), newline=False)[:22]

@@ -37,6 +37,7 @@ from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._config_files import load_queues
 from aiotaskqueue._dispatcher import Dispatcher
 from aiotaskqueue._maintenance import Maintenance
+from aiotaskqueue._managing import Managing
 from aiotaskqueue._queue import Queue, QueueStatistics
 from aiotaskqueue._record import NameGenerator, TaskRecord, TaskState, task_of
 from aiotaskqueue._supervisor import supervise
@@ -84,6 +85,8 @@ class Health:
     is_ok: bool
     reasons: tuple[str, ...] = ()
     """Why not, a sentence each."""
+    pauses: tuple[str, ...] = ()
+    """What somebody has paused, a sentence each; that is no fault."""
 
 
 class TaskQueueService:
@@ -150,6 +153,9 @@ class TaskQueueService:
         self._check_targets()
         self.access = AccessCheck(self._keys, self._clock)
         """What the web adapters ask about every request."""
+        self._managing = Managing(
+            store=self._store, clock=self._clock, queues=self._queues, on_change=self._notice_change, on_forced=self._notice_forced
+        )
         self._dispatcher: Dispatcher | None = None
         self._maintenance: Maintenance | None = None
         self._orphan_queues: Sequence[str] = ()
@@ -160,6 +166,7 @@ class TaskQueueService:
         self._stopping: asyncio.Event | None = None
         self._drain_seconds = DRAIN_SECONDS
         self._write_until = 0.0
+        self._is_paused = False
         self._is_closed = False
 
     # --- life ---
@@ -290,6 +297,12 @@ class TaskQueueService:
         if self._is_eager and config.mode == "push":
             await self._await_attempts([record for record, verdict in zip(records, verdicts, strict=True) if was_stored(verdict)])
 
+    @property
+    def managing(self) -> Managing:
+        """What manages the tasks that are stored, for `Queue`; raises if the service cannot be used."""
+        self._check_usable()
+        return self._managing
+
     async def statistics(self) -> list[QueueStatistics]:
         """Return the figures of all configured queues, by name."""
         return await QueueStatistics.fetch([self.queue(name) for name in sorted(self._queues)])
@@ -346,7 +359,36 @@ class TaskQueueService:
         if self._dispatcher is not None and self._dispatcher.trouble is not None:
             reasons.append(str(self._dispatcher.trouble))
         reasons += [f"Queue {name!r} has tasks but is not configured; they are kept and not delivered." for name in self._orphan_queues]
-        return Health(not reasons, tuple(reasons))
+        return Health(not reasons, tuple(reasons), self._pauses())
+
+    def _pauses(self) -> tuple[str, ...]:
+        queues = () if self._dispatcher is None else self._dispatcher.paused_queues
+        pauses = [f"Queue {name!r} is paused; resume it with Queue.resume." for name in queues]
+        return (*(["This process is paused; resume it with TaskQueueService.resume."] if self._is_paused else []), *pauses)
+
+    async def pause(self) -> None:
+        """Start no more attempts in this process, until `resume`; other processes go on. Twice is fine.
+
+        What is running finishes, and tasks can be added. See `Queue.pause` for a queue in all processes.
+
+        Raises:
+            NotStartedError, ClosedError: The service is not running.
+        """
+        self._set_paused(True)
+
+    async def resume(self) -> None:
+        """Start attempts in this process again; where it is not paused it is fine.
+
+        Raises:
+            NotStartedError, ClosedError: The service is not running.
+        """
+        self._set_paused(False)
+
+    def _set_paused(self, is_paused: bool) -> None:
+        self._check_usable()
+        self._is_paused = is_paused
+        if self._dispatcher is not None:
+            self._dispatcher.pause(is_paused)
 
     def current(self) -> AbstractContextManager[None]:
         """Make this the current service for a ``with`` block: where several run, `Queue("name")` needs to know which."""
@@ -475,6 +517,10 @@ class TaskQueueService:
     def _notice_change(self) -> None:
         if self._dispatcher is not None:
             self._dispatcher.notify()
+
+    def _notice_forced(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.notify_forced()
 
     def _notice_orphans(self) -> None:
         if self._maintenance is not None:

@@ -28,4 +28,6 @@ nitpick_ignore_regex = [
     # Private classes in the signatures of public ones, and what only web adapters use.
     (r"py:class", r"aiotaskqueue\..*\._\w+"),
     (r"py:class", r"aiotaskqueue\.worker\._access\.AccessCheck"),
+    # What queues ask of their service.
+    (r"py:class", r"aiotaskqueue\._managing\.Managing"),
 ]

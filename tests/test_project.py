@@ -70,7 +70,8 @@ def relative_paths(pattern: re.Pattern[str]) -> list[str]:
 
 def test_the_top_level_is_what_the_design_names() -> None:
     """Users import these names from the package, and no others."""
-    expected = ["Queue", "QueueConfig", "QueueStatistics", "Task", "TaskQueueService", "TaskRetryOptions", "add", "errors"]
+    expected = ["AttemptRecord", "Queue", "QueueConfig", "QueueStatistics", "StoredTask", "Task", "TaskQueueService"]
+    expected += ["TaskRetryOptions", "TaskState", "add", "errors"]
 
     assert expected == aiotaskqueue.__all__
 

@@ -27,7 +27,7 @@ async def service() -> AsyncIterator[TaskQueueService]:
 
 async def test_empty_queue(service: TaskQueueService) -> None:
     """SPEC 3.11: an empty queue has no tasks and no oldest ETA."""
-    assert QueueStatistics(queue=Queue(), tasks=0, in_flight=0) == await Queue().fetch_statistics()
+    assert QueueStatistics(queue=Queue(), tasks=0, executed_last_minute=0, in_flight=0) == await Queue().fetch_statistics()
 
 
 async def test_tasks_and_oldest_eta(service: TaskQueueService) -> None:
@@ -169,8 +169,23 @@ async def test_repr_and_equality(service: TaskQueueService) -> None:
 
     expected = (
         "QueueStatistics(queue=Queue<name='mail'>, tasks=0, oldest_eta_usec=None, "
-        "executed_last_minute=None, in_flight=0, enforced_rate=5.0)"
+        "executed_last_minute=0, in_flight=0, enforced_rate=5.0, is_paused=False)"
     )
     assert expected == repr(statistics)
     assert statistics == await QueueStatistics.fetch("mail")
     assert statistics != await QueueStatistics.fetch("default")
+
+
+async def test_executed_last_minute(service: TaskQueueService) -> None:
+    """SPEC 3.11: attempts of the last 60 seconds count, also those run by hand; older ones do not."""
+    assert isinstance(service.clock, VirtualClock)
+    found = []
+    for seconds in (0, 30, 29, 1, 30):
+        await service.clock.advance(seconds)
+        if seconds in (0, 30):
+            await Queue().add([Task(url="/w"), Task(url="/w", name=f"n{len(found)}", countdown=36000)])
+            await Queue().run_task(f"n{len(found)}")
+            await service.run_until_idle()
+        found.append((await Queue().fetch_statistics()).executed_last_minute)
+
+    assert [2, 4, 4, 2, 2] == found

@@ -86,6 +86,13 @@ async def wait_until(is_true: Callable[[], object], seconds: float = 5.0) -> flo
 # --- rescue --------------------------------------------------------------------------------------------------------
 
 
+async def test_process_that_somebody_else_has_rescued(store: SQLiteStore) -> None:
+    """Of two processes that find the same dead one, the second has nothing to do."""
+    request = RescueRequest(999, [1, 2], {}, NOW)
+
+    assert [] == await store._write(store._verbs.rescue, request)
+
+
 async def test_the_tasks_of_a_dead_process_are_taken_back(path: Path) -> None:
     """What a dead process had leased becomes ready as suspects, with the crash in the log; nothing of the process is left."""
     await crash(path, "a", "b")
@@ -555,7 +562,7 @@ async def test_statistics_count_what_lives(store: SQLiteStore) -> None:
     await add_leased(store)
     await add(store, new_record(eta_usec=NOW - 5), new_record(eta_usec=NOW + 5))
 
-    assert [StoredStatistics(3, NOW - 5, 1), StoredStatistics(0, None, 0)] == await store.fetch_statistics(
+    assert [StoredStatistics(3, NOW - 5, 1, executed_last_minute=2), StoredStatistics(0, None, 0)] == await store.fetch_statistics(
         ["default", "nowhere"], now_usec=NOW
     )
 

@@ -31,7 +31,7 @@ from open_stores import (
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue._token_bucket import DROPS_PER_TOKEN
-from aiotaskqueue.stores import _sqlite_rows, _sqlite_verbs, sqlite
+from aiotaskqueue.stores import _sqlite_managing, _sqlite_rows, _sqlite_verbs, sqlite
 from aiotaskqueue.stores._base import ATTEMPTS_KEPT, Dead, Delete, Exchange, LeaseRequest, Retry, Settlement
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
@@ -170,7 +170,7 @@ async def test_a_closed_queue_is_not_leased_from(path: Path) -> None:
         with raw(path) as connection:
             connection.execute("UPDATE taskqueue_queue SET is_paused = 1 WHERE name = 'by-hand'")
 
-        assert Exchange([], []) == await lease(store, by_rate, by_hand)
+        assert Exchange([], [], paused=("by-hand",)) == await lease(store, by_rate, by_hand)
 
 
 async def test_concurrency_holds_over_all_processes(path: Path) -> None:
@@ -485,7 +485,22 @@ PLANS = [
     (_sqlite_rows.SELECT_BODY, "INTEGER PRIMARY KEY"),
     (_sqlite_rows.DELETE_BODY, "INTEGER PRIMARY KEY"),
     (sqlite.SELECT_TASK, "taskqueue_task_name"),
-    (sqlite.SELECT_TASKS.format(states="0, 1"), "taskqueue_task_name"),
+    (sqlite.SELECT_LEASED_IDS, "taskqueue_task_leased"),
+    (sqlite.SELECT_TASKS.format(state=0), "taskqueue_task_ready"),
+    (sqlite.SELECT_TASKS.format(state=1), "taskqueue_task_leased"),
+    (sqlite.SELECT_TASKS.format(state=2), "taskqueue_task_given_up"),
+    (sqlite.SELECT_TASKS.format(state=3), "taskqueue_task_suspect"),
+    (_sqlite_verbs.SELECT_FORCED, "taskqueue_task_forced"),
+    (sqlite.SELECT_STATISTICS, "PRIMARY KEY (queue_id=?)"),
+    (_sqlite_verbs.LEASE_FORCED, "taskqueue_task_forced"),
+    (_sqlite_managing.FORCE, "taskqueue_task_name"),
+    (_sqlite_managing.REVIVE, "taskqueue_task_name"),
+    (_sqlite_managing.EDIT, "INTEGER PRIMARY KEY"),
+    (_sqlite_managing.SELECT_FOR_DELETE, "taskqueue_task_name"),
+    (_sqlite_managing.PURGE_NAMES, "taskqueue_task_name"),
+    (_sqlite_managing.PURGE_BODIES, "INTEGER PRIMARY KEY"),
+    (_sqlite_managing.PURGE_ATTEMPTS, "PRIMARY KEY"),
+    (_sqlite_managing.PURGE_TASKS, "taskqueue_task_name"),
     (sqlite.SELECT_HAS_TASKS, "taskqueue_task_name"),
     (sqlite.SELECT_STATISTICS, "taskqueue_task_name"),
     (sqlite.SELECT_STATISTICS, "taskqueue_task_ready"),
@@ -522,6 +537,7 @@ async def test_a_statement_uses_the_index_it_claims(database: Path, statement: s
     assert [] == [step for step in plan for table in LARGE_TABLES if step.split() in (["SCAN", table], ["SCAN", table, "AS"])]
 
 
-async def test_only_the_search_for_orphans_scans_the_tasks(database: Path) -> None:
-    """The one statement that reads all tasks is that which looks for the leases of a dead process, as its comment says."""
-    assert ["SCAN taskqueue_task"] == plan_of(database, sqlite.SELECT_LEASED_IDS)
+@pytest.mark.parametrize("state", list(TaskState))
+async def test_a_list_is_not_sorted(database: Path, state: TaskState) -> None:
+    """A page of a list is read in the order of its index: nothing is sorted, however many tasks have one ETA."""
+    assert [] == [step for step in plan_of(database, sqlite.SELECT_TASKS.format(state=int(state))) if "B-TREE" in step]

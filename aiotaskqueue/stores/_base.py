@@ -112,6 +112,8 @@ class Exchange:
     """When leasing may bring more: the next ETA, or the next token of a queue in which tasks are due. None: not by time alone."""
     has_more: bool = False
     """Due tasks were left for want of a place, the process's or their queue's: lease again when an attempt has ended."""
+    paused: Sequence[str] = ()
+    """The queues of the request that are paused."""
 
 
 @attrs.frozen
@@ -121,6 +123,23 @@ class StoredStatistics:
     tasks: int
     oldest_eta_usec: int | None
     in_flight: int
+    is_paused: bool = False
+    executed_last_minute: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class TaskFilter:
+    """Which tasks to list; None: any."""
+
+    url: str | None = None
+    """Exactly this URL, with its query."""
+    tag: str | None = None
+    name_prefix: str | None = None
+
+
+def tombstone_until_usec(queue: QueueConfig, now_usec: int) -> int | None:
+    """Return until when a given name that is freed now stays reserved; None: it does not."""
+    return now_usec + round(queue.tombstone_seconds * 1_000_000) if queue.tombstone_seconds else None
 
 
 class Store(ABC):
@@ -202,6 +221,46 @@ class Store(ABC):
     async def sweep(self, *, now_usec: int, limit: int) -> int:
         """Remove up to `limit` expired tombstones and dead tasks past their retention each; return how many went."""
 
+    # --- managing ---
+
+    @abstractmethod
+    async def delete_tasks(self, queue: QueueConfig, names: Sequence[str], *, now_usec: int) -> Sequence[bool]:
+        """Delete tasks of any state, also leased ones; given names stay reserved for the queue's tombstone time.
+
+        Returns:
+            For each name, in order, whether there was such a task.
+        """
+
+    @abstractmethod
+    async def purge(self, queue: QueueConfig, *, now_usec: int) -> None:
+        """Delete all tasks of a queue at once; given names stay reserved as after `delete_tasks`."""
+
+    @abstractmethod
+    async def set_paused(self, queue: QueueConfig, is_paused: bool) -> None:
+        """Pause a queue or let it go on, for all processes."""
+
+    @abstractmethod
+    async def force(self, queue: QueueConfig, name: str) -> TaskState | None:
+        """Let a waiting task be leased next, past ETA, pause, rate and places, its ETA being 0; a leased one is left alone.
+
+        Returns:
+            The state in which it was found; None: there is no such task. A dead one is left alone too.
+        """
+
+    @abstractmethod
+    async def revive(self, queue: QueueConfig, names: Sequence[str], edited: Sequence[TaskRecord], *, now_usec: int) -> Sequence[str]:
+        """Make dead tasks ready, their counts and their age from zero, or none of them if one is not dead.
+
+        Args:
+            queue: The queue.
+            names: Which.
+            edited: Dead tasks as they were read, with the URL, headers and payload that they get; may be empty.
+            now_usec: The time, and their ETA.
+
+        Returns:
+            Names of tasks that are not dead, or not there; if there are any, nothing was changed.
+        """
+
     # --- looking ---
 
     @abstractmethod
@@ -214,10 +273,11 @@ class Store(ABC):
         queue_name: str,
         *,
         states: Sequence[TaskState],
+        such: TaskFilter | None = None,
         after: tuple[int, str] | None = None,
         limit: int = 1000,
     ) -> Sequence[TaskRecord]:
-        """Return up to `limit` tasks by ETA and name, those after the pair `after` of them."""
+        """Return up to `limit` tasks by ETA and name, those after the pair `after` of them; `such` says which."""
 
     @abstractmethod
     async def list_attempts(self, record: TaskRecord) -> Sequence[AttemptRecord]:

@@ -75,6 +75,13 @@ def new_row(record: TaskRecord, task_id: int, queue_id: int, process_id: int | N
     )
 
 
+def content_of(record: TaskRecord) -> Row:
+    """Return URL, headers, payload, whether that lives in the side table, and the id."""
+    has_body = is_large(record)
+    headers = _encode_headers(record.headers) if record.headers else None
+    return record.url, headers, None if has_body else record.payload, has_body, record.id
+
+
 def record_of_row(connection: sqlite3.Connection, row: Row, queue_name: str) -> TaskRecord:
     """Build the record of one row of COLUMNS; fetches a large body."""
     payload = connection.execute(SELECT_BODY, (row[0],)).fetchone()[0] if row[12] else row[11]

@@ -68,14 +68,31 @@ COUNT_IN_FLIGHT = """
     ON CONFLICT (queue_id, process_id) DO UPDATE SET tasks = max(tasks + ?3, 0)
 """
 
+# taskqueue_started's primary key; a slot that is a minute old, or of a clock that was set back, begins anew.
+COUNT_STARTED = """
+    INSERT INTO taskqueue_started (queue_id, slot, second, tasks) VALUES (?1, ?2 % 60, ?2, ?3)
+    ON CONFLICT (queue_id, slot) DO UPDATE SET tasks = iif(second = ?2, tasks, 0) + ?3, second = ?2
+"""
+
 # taskqueue_task_ready (state 0) or taskqueue_task_suspect (state 3) chooses; rows are written by primary key.
 LEASE = """
     UPDATE taskqueue_task SET
         state = 1, attempts = attempts + 1, lease_token = lease_token + 1, process_id = ?1, is_suspect = {suspect},
         lease_expires_usec = ?2 + ifnull(dispatch_deadline_usec, ?3), first_attempt_usec = ifnull(first_attempt_usec, ?5)
     WHERE id IN (
-        SELECT id FROM taskqueue_task WHERE queue_id = ?4 AND state = {state} AND eta_usec <= ?5 ORDER BY eta_usec LIMIT ?6
+        SELECT id FROM taskqueue_task WHERE queue_id = ?4 AND state = {state} AND eta_usec <= ?5
+        ORDER BY eta_usec, name LIMIT ?6
     ) RETURNING """
+# taskqueue_task_forced, which is nearly always empty.
+SELECT_FORCED = "SELECT DISTINCT queue_id FROM taskqueue_task WHERE is_forced = 1"
+LEASE_FORCED = (
+    """
+    UPDATE taskqueue_task SET
+        state = 1, attempts = attempts + 1, lease_token = lease_token + 1, process_id = ?1, is_suspect = 0, is_forced = 0,
+        lease_expires_usec = ?2 + ifnull(dispatch_deadline_usec, ?3), first_attempt_usec = ifnull(first_attempt_usec, ?5)
+    WHERE queue_id = ?4 AND is_forced = 1 RETURNING """
+    + COLUMNS
+)
 LEASE_READY = LEASE.format(state=0, suspect=0) + COLUMNS
 LEASE_SUSPECT = LEASE.format(state=3, suspect=1) + COLUMNS
 
@@ -122,7 +139,7 @@ SUSPECT_LEASED = """
         dead_usec = ?, dead_reason = ?, keep_until_usec = ?
     WHERE id = ?
 """
-# A scan of the table, only after a commit of which we do not know whether it happened.
+# taskqueue_task_leased, and only after a commit of which we do not know whether it happened.
 SELECT_OWN_LEASES = f"""
     SELECT (SELECT name FROM taskqueue_queue WHERE id = queue_id), {COLUMNS} FROM taskqueue_task WHERE state = 1 AND process_id = ?
 """
@@ -189,7 +206,8 @@ class Gate:
         self.queue_id, is_paused, level, bucket_usec, self.ready_eta, self.suspect_eta, in_flight, own_in_flight = row
         self.config = config
         self.own_in_flight: int = own_in_flight or 0
-        self.is_closed = bool(is_paused) or config.exact_rate == 0
+        self.is_paused = bool(is_paused)
+        self.is_closed = self.is_paused or config.exact_rate == 0
         self.started = 0
         self._now_usec = now_usec
         self._places = max(config.max_concurrent_requests - (in_flight or 0), 0)
@@ -224,6 +242,7 @@ class Gate:
         if not self.started:
             return
         connection.execute(COUNT_IN_FLIGHT, (self.queue_id, process_id, self.started))
+        connection.execute(COUNT_STARTED, (self.queue_id, self._now_usec // 1_000_000, self.started))
         if self._rate is not None:
             connection.execute(SAVE_BUCKET, (self._bucket.level, self._bucket.usec, self.queue_id))
 
@@ -390,7 +409,10 @@ class _Leasing:
         self._has_more = False
 
     def run(self) -> Exchange:
-        """Lease queue by queue, the one with the oldest due task first."""
+        """Lease what somebody wants to run now, then queue by queue, the one with the oldest due task first."""
+        for (queue_id,) in self._connection.execute(SELECT_FORCED).fetchall():
+            if queue_id in self._configs:
+                self._lease_forced(queue_id, self._configs[queue_id])
         rows = self._connection.execute(SELECT_GATES, (self._process_id,)).fetchall()
         gates = [Gate(row, self._configs[row[0]], self._now_usec) for row in rows if row[0] in self._configs]
         for gate in sorted((gate for gate in gates if not gate.is_closed), key=_oldest_eta):
@@ -399,7 +421,23 @@ class _Leasing:
             elif gate.ready_eta is not None:
                 self._lease_ready(gate)
             gate.save(self._connection, self._process_id)
-        return Exchange(self._leased, next_eta_usec=min(self._moments, default=None), has_more=self._has_more)
+        return Exchange(
+            self._leased,
+            next_eta_usec=min(self._moments, default=None),
+            has_more=self._has_more,
+            paused=tuple(gate.config.name for gate in gates if gate.is_paused),
+        )
+
+    def _lease_forced(self, queue_id: int, config: QueueConfig) -> None:
+        extra_usec = round(config.dispatch_deadline_seconds * 1_000_000)
+        rows = self._connection.execute(
+            LEASE_FORCED, (self._process_id, self._now_usec + _LEASE_EXTRA_USEC, extra_usec, queue_id, self._now_usec)
+        ).fetchall()
+        self._leased += [record_of_row(self._connection, row, config.name) for row in rows]
+        # They count like others, so what is leased next has fewer places; the number of places was not asked.
+        self._connection.execute(COUNT_IN_FLIGHT, (queue_id, self._process_id, len(rows)))
+        self._connection.execute(COUNT_STARTED, (queue_id, self._now_usec // 1_000_000, len(rows)))
+        self._places = max(self._places - len(rows), 0)
 
     def _lease_suspect(self, gate: Gate) -> None:
         # Retried alone: nothing else of its queue, and no other suspect, is in flight in this process (RELIABILITY P18).
@@ -454,8 +492,8 @@ def _oldest_eta(gate: Gate) -> int:
     return min((eta for eta in (gate.suspect_eta, gate.ready_eta) if eta is not None), default=0)
 
 
-def _by_eta(row: Row) -> tuple[int, int]:
-    return row[5], row[0]
+def _by_eta(row: Row) -> tuple[int, str]:
+    return row[5], row[2]
 
 
 def _settle_one(connection: sqlite3.Connection, settlement: Settlement, queue_id: int, now_usec: int) -> bool:

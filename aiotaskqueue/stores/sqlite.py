@@ -18,7 +18,8 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import aiosqlite
@@ -29,8 +30,18 @@ from aiotaskqueue._clock import SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue.errors import ClosedError, ConfigError, StoreBusyError, StoreError
-from aiotaskqueue.stores._base import Added, AddVerdict, Exchange, LeaseRequest, Settlement, Store, StoredStatistics
-from aiotaskqueue.stores._group_commit import GroupCommit, LockedError, Verb
+from aiotaskqueue.stores._base import (
+    Added,
+    AddVerdict,
+    Exchange,
+    LeaseRequest,
+    Settlement,
+    Store,
+    StoredStatistics,
+    TaskFilter,
+    tombstone_until_usec,
+)
+from aiotaskqueue.stores._group_commit import MAX_ROWS, GroupCommit, LockedError, Verb
 from aiotaskqueue.stores._sqlite_file import (
     DatabaseFile,
     ProcessLock,
@@ -41,6 +52,7 @@ from aiotaskqueue.stores._sqlite_file import (
     run_in_thread,
     translate,
 )
+from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, ReviveRequest, delete, force, purge, revive, set_paused
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 from aiotaskqueue.stores._sqlite_schema import migrate
 from aiotaskqueue.stores._sqlite_verbs import FOR_EVER_USEC, AddRequest, ExchangeRequest, RescueRequest, SweepRequest, Verbs
@@ -58,7 +70,7 @@ WAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 WATCH_SECONDS = 0.05
 WATCH_ALONE_SECONDS = 1.0
 
-# A process that hangs, or runs on another machine, is only known by its leases' expiry; looking for that scans the table.
+# A process that hangs, or runs on another machine, is only known by its leases' expiry.
 WATCH_EXPIRY_SECONDS = 60.0
 
 # For a lock that another process holds; sweeping can wait for another day (RELIABILITY S16).
@@ -80,9 +92,10 @@ INSERT_SECRET = "INSERT INTO taskqueue_secret (secret, created_usec) VALUES (?, 
 
 # taskqueue_in_flight is as short as there are processes and queues.
 SELECT_HAS_LEASES = "SELECT 1 FROM taskqueue_in_flight WHERE process_id = ? AND tasks > 0"
-# A scan of the table, in the reader's thread, after a crash and once a minute while other processes have leases: an index
-# on leased rows would cost each task 3 us.
-SELECT_LEASED_IDS = "SELECT id FROM taskqueue_task WHERE state = 1 AND process_id = ? AND lease_expires_usec < ?"
+# All of taskqueue_task_leased, which is as long as tasks are in flight.
+SELECT_LEASED_IDS = """
+    SELECT id FROM taskqueue_task INDEXED BY taskqueue_task_leased WHERE state = 1 AND process_id = ? AND lease_expires_usec < ?
+"""
 
 # taskqueue_task_name.
 SELECT_TASK = f"SELECT {COLUMNS} FROM taskqueue_task WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?) AND name = ?"
@@ -90,19 +103,23 @@ SELECT_TASK = f"SELECT {COLUMNS} FROM taskqueue_task WHERE queue_id = (SELECT id
 SELECT_ATTEMPTS = """
     SELECT attempt, started_usec, ended_usec, reason, status, detail FROM taskqueue_attempt WHERE task_id = ? ORDER BY lease_token
 """
-# A range of taskqueue_task_name, sorted.
+# A range of the index that has the tasks of one state, in its order: taskqueue_task_ready, _leased, _given_up or _suspect. The
+# URL and the tag are looked at task by task.
 SELECT_TASKS = f"""
     SELECT {COLUMNS} FROM taskqueue_task
-    WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?) AND state IN ({{states}}) AND (eta_usec, name) > (?, ?)
-    ORDER BY eta_usec, name LIMIT ?
+    WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?1) AND state = {{state}} AND (eta_usec, name) > (?2, ?3)
+        AND (?4 IS NULL OR substr(name, 1, length(?4)) = ?4) AND (?5 IS NULL OR url = ?5) AND (?6 IS NULL OR tag = ?6)
+    ORDER BY eta_usec, name LIMIT ?7
 """
-# A range of taskqueue_task_name; taskqueue_task_ready; taskqueue_in_flight's primary key.
+# A range of taskqueue_task_name; taskqueue_task_ready; the primary keys of taskqueue_in_flight and taskqueue_started.
 SELECT_STATISTICS = """
     SELECT
         (SELECT count(*) FROM taskqueue_task WHERE queue_id = q.id AND state <> 2),
-        (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?),
-        (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id)
-    FROM taskqueue_queue AS q WHERE name = ?
+        (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?1),
+        (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id),
+        is_paused,
+        (SELECT total(tasks) FROM taskqueue_started WHERE queue_id = q.id AND second > ?1 / 1000000 - 60 AND second <= ?1 / 1000000)
+    FROM taskqueue_queue AS q WHERE name = ?2
 """
 
 
@@ -226,6 +243,28 @@ class SQLiteStore(Store):
         removed: int = await self._write(self._verbs.sweep, SweepRequest(now_usec, limit), rows=limit, is_urgent=False)
         return removed
 
+    # --- managing ---
+
+    async def delete_tasks(self, queue: QueueConfig, names: Sequence[str], *, now_usec: int) -> Sequence[bool]:
+        request = DeleteRequest(self._verbs.queue_ids[queue.name], names, tombstone_until_usec(queue, now_usec))
+        were_there: list[bool] = await self._write(delete, request, rows=len(names))
+        return were_there
+
+    async def purge(self, queue: QueueConfig, *, now_usec: int) -> None:
+        await self._write(purge, PurgeRequest(self._verbs.queue_ids[queue.name], tombstone_until_usec(queue, now_usec)), rows=MAX_ROWS)
+
+    async def set_paused(self, queue: QueueConfig, is_paused: bool) -> None:
+        await self._write(set_paused, (is_paused, self._verbs.queue_ids[queue.name]))
+
+    async def force(self, queue: QueueConfig, name: str) -> TaskState | None:
+        found: TaskState | None = await self._write(force, (self._verbs.queue_ids[queue.name], name))
+        return found
+
+    async def revive(self, queue: QueueConfig, names: Sequence[str], edited: Sequence[TaskRecord], *, now_usec: int) -> Sequence[str]:
+        request = ReviveRequest(self._verbs.queue_ids[queue.name], names, edited, now_usec)
+        refused: list[str] = await self._write(revive, request, rows=len(names))
+        return refused
+
     # --- looking ---
 
     async def get_task(self, queue_name: str, name: str) -> TaskRecord | None:
@@ -236,10 +275,11 @@ class SQLiteStore(Store):
         queue_name: str,
         *,
         states: Sequence[TaskState],
+        such: TaskFilter | None = None,
         after: tuple[int, str] | None = None,
         limit: int = 1000,
     ) -> Sequence[TaskRecord]:
-        return await self._read(_list_tasks, queue_name, states, after or (-1, ""), limit)
+        return await self._read(_list_tasks, queue_name, states, such or TaskFilter(), after or (-1, ""), limit)
 
     async def list_attempts(self, record: TaskRecord) -> Sequence[AttemptRecord]:
         return await self._read(_list_attempts, record.id)
@@ -472,11 +512,29 @@ def _get_task(connection: sqlite3.Connection, queue_name: str, name: str) -> Tas
 
 
 def _list_tasks(
-    connection: sqlite3.Connection, queue_name: str, states: Sequence[TaskState], after: tuple[int, str], limit: int
+    connection: sqlite3.Connection,
+    queue_name: str,
+    states: Sequence[TaskState],
+    such: TaskFilter,
+    after: tuple[int, str],
+    limit: int,
 ) -> list[TaskRecord]:
-    statement = SELECT_TASKS.format(states=", ".join(str(int(state)) for state in states))
-    rows = connection.execute(statement, (queue_name, *after, limit)).fetchall()
-    return [record_of_row(connection, row, queue_name) for row in rows]
+    arguments = (queue_name, *after, such.name_prefix, such.url, such.tag, limit)
+    # One moment for all states, or a task that is leased meanwhile would be listed twice.
+    with _snapshot(connection):
+        rows = [row for state in states for row in connection.execute(SELECT_TASKS.format(state=int(state)), arguments)]
+        rows.sort(key=itemgetter(5, 2))
+        return [record_of_row(connection, row, queue_name) for row in rows[:limit]]
+
+
+@contextlib.contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all statements of the block see the same moment."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
 
 
 def _list_attempts(connection: sqlite3.Connection, task_id: int) -> list[AttemptRecord]:
@@ -486,8 +544,9 @@ def _list_attempts(connection: sqlite3.Connection, task_id: int) -> list[Attempt
 def _fetch_statistics(connection: sqlite3.Connection, queue_names: Sequence[str], now_usec: int) -> list[StoredStatistics]:
     statistics = []
     for name in queue_names:
-        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0)
-        statistics.append(StoredStatistics(tasks=row[0], oldest_eta_usec=row[1], in_flight=int(row[2])))
+        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0, 0, 0)
+        tasks, oldest_eta_usec, in_flight, is_paused, started = row
+        statistics.append(StoredStatistics(tasks, oldest_eta_usec, int(in_flight), bool(is_paused), int(started)))
     return statistics
 
 
