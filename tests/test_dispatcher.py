@@ -881,6 +881,8 @@ async def test_drain_twice(tmp_path: Path) -> None:
             group.start_soon(bench.service.drain)
             group.start_soon(bench.service.drain)
 
+        assert 0 == bench.places_taken
+
 
 async def test_second_drain_waits_as_well(tmp_path: Path) -> None:
     """A drain that follows one whose time was up waits for what is still in flight."""
@@ -919,6 +921,8 @@ async def test_drain_after_the_end(tmp_path: Path) -> None:
         await dispatcher.drain(10)
         await dispatcher.wait_until_idle()
         await dispatcher.wait_for_attempt(new_record())
+
+    assert not dispatcher._waiting_for_attempt
 
 
 async def test_lease_that_comes_after_the_end(tmp_path: Path) -> None:
@@ -1019,9 +1023,11 @@ async def test_idle_while_the_service_closes(tmp_path: Path) -> None:
     hold = Hold()
     async with serving(tmp_path, respond=hold) as bench:
         await bench.service.add(url="/w")
-        async with asyncio.timeout(5), spawned(bench.service.run_until_idle):
+        async with asyncio.timeout(5), spawned(bench.service.run_until_idle) as waiting:
             await hold.reached.wait()
             await bench.service.aclose(timeout_seconds=0)
+
+        assert waiting.done()
 
 
 # --- nobody is overlooked ------------------------------------------------------------------------------------------
@@ -1043,7 +1049,9 @@ async def test_attempt_that_ends_while_the_store_looks(tmp_path: Path) -> None:
             handler.let_go.set()
             await until(lambda: bench.dispatcher._settlements)
             looking.let_go.set()
-            await until(lambda: bench.names == ["a", "b"])
+            await until(lambda: len(bench.names) == 2)
+
+        assert ["a", "b"] == bench.names
 
 
 async def test_eta_that_is_noted_while_the_store_looks(tmp_path: Path) -> None:
