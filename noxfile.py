@@ -31,6 +31,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Run what kills processes, fills disks and searches long for broken promises; takes minutes, and says where it is."""
+    session.install(*groups("tests"), ".[yaml]")
+    session.run(f"{session.bin}/pytest", "-m", "crash", "-v", "-s", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting, layers, and that each test says what it claims."""
     session.install(*groups("lint"), "-e", ".")
