@@ -4,25 +4,109 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig, check_queue_name
+from aiotaskqueue._dispatcher import Dispatcher
 from aiotaskqueue._queue import MAX_TASKS_PER_ADD
 from aiotaskqueue._record import NameGenerator, TaskRecord, record_of
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import (
     BadTaskStateError,
+    BadTransactionStateError,
     DuplicateTaskNameError,
     InvalidQueueModeError,
     InvalidTaskError,
+    OutcomeUnknownError,
     TaskAlreadyExistsError,
     TombstonedTaskError,
     TooManyTasksError,
     UnknownQueueError,
     UnknownTargetError,
 )
-from aiotaskqueue.stores._base import AddVerdict
+from aiotaskqueue.stores._base import AddVerdict, Store
+
+
+class Adding:
+    """What a service does to add tasks.
+
+    Args:
+        store: Where they go.
+        clock: Tells the time.
+        queues: All configured queues by name.
+        target_names: What tasks may name as their target.
+        names: Makes names and uuids.
+        is_eager: Whether an add returns only after the first attempt of what is due.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        queues: Mapping[str, QueueConfig],
+        target_names: Collection[str],
+        names: NameGenerator,
+        is_eager: bool,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._queues = queues
+        self._target_names = target_names
+        self._names = names
+        self._is_eager = is_eager
+        self.dispatcher: Dispatcher | None = None
+        """What delivers in this process; None: nothing does."""
+
+    async def add(self, queue_name: str, tasks: Sequence[Task], transactional: bool) -> None:
+        """Add tasks to the queue of that name; see `Queue.add`."""
+        check_tasks(tasks)
+        with claimed(tasks, queue_name):
+            config = find_queue(self._queues, queue_name)
+            if transactional:
+                raise BadTransactionStateError("There is no transaction; add with transactional=False.")
+            with self._clock.activity():
+                records = make_records(tasks, config, targets=self._target_names, names=self._names, now_usec=self._clock.time_usec())
+                verdicts = await self._store_new(records, config)
+        mark(tasks, records, verdicts)
+        if self._is_eager and config.mode == "push":
+            await self._await_attempts([record for record, verdict in zip(records, verdicts, strict=True) if was_stored(verdict)])
+
+    async def _store_new(self, records: Sequence[TaskRecord], config: QueueConfig) -> Sequence[AddVerdict]:
+        dispatcher, now_usec = self.dispatcher, self._clock.time_usec()
+        configs = [config] * len(records)
+        if dispatcher is None or config.mode == "pull":
+            return await self._store.add(records, configs, now_usec=now_usec)
+        due = sum(record.eta_usec <= now_usec for record in records)
+        reserved = dispatcher.reserve(due) if due else 0
+        try:
+            verdicts = await self._store.add(
+                records, configs, now_usec=now_usec, places=reserved, on_leased=_handing_over(dispatcher, reserved)
+            )
+        except BaseException as exc:
+            # Cancelled, or the outcome is unknown: they may be stored all the same, and nobody else says so.
+            dispatcher.notify_eta(min(record.eta_usec for record in records))
+            if isinstance(exc, OutcomeUnknownError):
+                dispatcher.doubt_leases()
+            raise
+        waiting = [record.eta_usec for record, verdict in zip(records, verdicts, strict=True) if verdict is AddVerdict.STORED]
+        if waiting:
+            dispatcher.notify_eta(min(waiting))
+        return verdicts
+
+    async def _await_attempts(self, records: Sequence[TaskRecord]) -> None:
+        if self.dispatcher is None:
+            return
+        with self._clock.released():
+            for record in records:
+                if record.eta_usec <= self._clock.time_usec():
+                    await self.dispatcher.wait_for_attempt(record)
+
+
+def _handing_over(dispatcher: Dispatcher, reserved: int) -> Callable[[Sequence[TaskRecord]], None]:
+    return lambda leased: dispatcher.hand_over(reserved, leased)
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:

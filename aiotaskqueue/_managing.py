@@ -20,6 +20,8 @@ from aiotaskqueue.stores._base import Store, TaskFilter
 # Tasks deleted in one transaction, so that others who want the store's lock get it in time (RELIABILITY S16).
 DELETE_SLICE = 1000
 
+LIVE = (TaskState.READY, TaskState.LEASED, TaskState.SUSPECT)
+
 # Tasks read at once by a list: what is held in memory, and how long others wait for the reading thread.
 PAGE = 500
 
@@ -156,6 +158,15 @@ class Managing:
                 return
             after = page[-1].cursor
             left -= len(page)
+
+    async def list_live(self, queue_name: str) -> list[Task]:
+        """Return the tasks that wait or run, by ETA and name."""
+        tasks: list[Task] = []
+        after: tuple[int, str] | None = None
+        while page := await self._store.list_tasks(queue_name, states=LIVE, after=after):
+            tasks += map(task_of, page)
+            after = page[-1].eta_usec, page[-1].name
+        return tasks
 
     def _now_usec(self) -> int:
         return self._clock.time_usec()

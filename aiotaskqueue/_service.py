@@ -20,44 +20,34 @@ import logging
 import os
 import random
 import secrets as secret_numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import anyio
 import attrs
 from aiohttp import web
 
 from aiotaskqueue import _current
-from aiotaskqueue._adding import check_tasks, claimed, find_queue, make_records, mark, was_stored
+from aiotaskqueue._adding import Adding, find_queue
 from aiotaskqueue._clock import Clock, SystemClock
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._config_files import load_queues
+from aiotaskqueue._databases import Durability, make_store
 from aiotaskqueue._dispatcher import Dispatcher
 from aiotaskqueue._maintenance import Maintenance
 from aiotaskqueue._managing import Managing
 from aiotaskqueue._queue import Queue, QueueStatistics
-from aiotaskqueue._record import NameGenerator, TaskRecord, TaskState, task_of
+from aiotaskqueue._record import NameGenerator
 from aiotaskqueue._supervisor import supervise
+from aiotaskqueue._targets import Target, Targets
 from aiotaskqueue._task import Task
-from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
-from aiotaskqueue.delivery.aiohttp_app import AppDelivery
-from aiotaskqueue.delivery.http import HTTPDelivery
-from aiotaskqueue.errors import (
-    BadTransactionStateError,
-    ClosedError,
-    ConfigError,
-    ForkedProcessError,
-    NotStartedError,
-    OutcomeUnknownError,
-    StoreError,
-    WrongLoopError,
-)
+from aiotaskqueue.delivery._base import Delivery
+from aiotaskqueue.errors import ClosedError, ConfigError, ForkedProcessError, NotStartedError, StoreError, WrongLoopError
 from aiotaskqueue.signing import KeyRing
-from aiotaskqueue.stores._base import AddVerdict, Store, StoredStatistics
-from aiotaskqueue.stores.sqlite import SQLiteStore
+from aiotaskqueue.stores._base import Store, StoredStatistics
 from aiotaskqueue.worker import AccessCheck
 
 logger = logging.getLogger("aiotaskqueue")
@@ -69,10 +59,7 @@ DRAIN_SECONDS = 10.0
 CLOSE_SECONDS = 0.6
 
 _CLOSED = "The service is closed; make and start a new TaskQueueService."
-_DATABASES = "allowed are a path, ':memory:' and 'sqlite:///path'"
 _NO_TARGET = "There is no target: tasks are kept and not delivered; give TaskQueueService(target=...) or call init_app."
-
-Target = str | web.Application
 
 # The service whose host has started what runs in this context: a loop, a lane, an application that is delivered to.
 _inside_of: ContextVar[TaskQueueService | None] = ContextVar("aiotaskqueue_inside_of", default=None)
@@ -126,7 +113,7 @@ class TaskQueueService:
         secrets: Sequence[bytes | str] | None = None,
         dispatch: bool = True,
         eager: bool = False,
-        durability: Literal["full", "normal"] = "full",
+        durability: Durability = "full",
         max_concurrent_deliveries: int = 64,
         clock: Clock | None = None,
         delivery: Delivery | None = None,
@@ -135,26 +122,27 @@ class TaskQueueService:
     ) -> None:
         if type(max_concurrent_deliveries) is not int or max_concurrent_deliveries < 1:
             raise ConfigError(f"max_concurrent_deliveries is {max_concurrent_deliveries!r}; give a whole number, 1 or more.")
-        self._database = os.fspath(database) if isinstance(database, os.PathLike) else database
-        self._store = SQLiteStore(_path_of(self._database), durability=durability) if store is None else store
+        self._database = database
+        self._store = make_store(database, durability) if store is None else store
         self._queues = {config.name: config for config in load_queues(queues)}
         self._keys = None if secrets is None else KeyRing(secrets)
         self._clock = SystemClock() if clock is None else clock
         self._dispatches = dispatch
-        self._is_eager = eager
-        self._delivery = delivery
-        self._default = target
-        self._targets = dict(targets or {})
-        self._served: tuple[web.Application, str] | None = None
+        self._targets = Targets(target, targets or {}, replacement=delivery, queues=self._queues)
         self._rng = random.Random(seed)
-        self._names = NameGenerator(seed)
         self._places = max_concurrent_deliveries
-        self._deliveries: dict[str | None, Delivery] = {}
-        self._check_targets()
         self.access = AccessCheck(self._keys, self._clock)
         """What the web adapters ask about every request."""
         self._managing = Managing(
             store=self._store, clock=self._clock, queues=self._queues, on_change=self._notice_change, on_forced=self._notice_forced
+        )
+        self._adding = Adding(
+            store=self._store,
+            clock=self._clock,
+            queues=self._queues,
+            target_names=self._targets.names,
+            names=NameGenerator(seed),
+            is_eager=eager,
         )
         self._dispatcher: Dispatcher | None = None
         self._maintenance: Maintenance | None = None
@@ -285,17 +273,7 @@ class TaskQueueService:
     async def add_tasks(self, queue_name: str, tasks: Sequence[Task], transactional: bool = False) -> None:
         """Add tasks to the queue of that name; see `Queue.add`."""
         self._check_usable()
-        check_tasks(tasks)
-        with claimed(tasks, queue_name):
-            config = find_queue(self._queues, queue_name)
-            if transactional:
-                raise BadTransactionStateError("There is no transaction; add with transactional=False.")
-            with self._clock.activity():
-                records = make_records(tasks, config, targets=self._targets, names=self._names, now_usec=self._clock.time_usec())
-                verdicts = await self._store_new(records, config)
-        mark(tasks, records, verdicts)
-        if self._is_eager and config.mode == "push":
-            await self._await_attempts([record for record, verdict in zip(records, verdicts, strict=True) if was_stored(verdict)])
+        await self._adding.add(queue_name, tasks, transactional)
 
     @property
     def managing(self) -> Managing:
@@ -329,12 +307,9 @@ class TaskQueueService:
 
         Source: GAE ``testbed``'s ``get_filtered_tasks``; SPEC 7.1.
         """
-        self._check_usable()
         wanted = {queue_names} if isinstance(queue_names, str) else None if queue_names is None else set(queue_names)
-        tasks = []
-        for queue_name in sorted(self._queues):
-            if wanted is None or queue_name in wanted:
-                tasks += [task_of(record) for record in await self._list_live(queue_name)]
+        names = sorted(self._queues if wanted is None else wanted & self._queues.keys())
+        tasks = [task for queue_name in names for task in await self.managing.list_live(queue_name)]
         return [task for task in tasks if (url is None or task.url == url) and (name is None or task.name == name)]
 
     # --- state ---
@@ -397,7 +372,7 @@ class TaskQueueService:
     @property
     def description(self) -> str:
         """A few words that tell this service from others in error messages."""
-        return f"TaskQueueService({self._database!r})"
+        return f"TaskQueueService({os.fspath(self._database)!r})"
 
     @property
     def clock(self) -> Clock:
@@ -414,11 +389,9 @@ class TaskQueueService:
         """
         if self._host is not None or self._is_closed:
             raise ConfigError("The service was started before; call init_app first, which starts it with the application.")
-        if self._served is not None:
+        if self._targets.is_embedded:
             raise ConfigError("The service belongs to another application, which starts and closes it; make one service for each.")
-        self._served = app, base_url
-        if self._default is None and self._delivery is None:
-            self._make_delivery(app)
+        self._targets.serve(app, base_url)
 
     # --- inside: the host ---
 
@@ -489,13 +462,13 @@ class TaskQueueService:
         if self._keys is None:
             self._keys = KeyRing(await self._store.fetch_secrets(secret_numbers.token_bytes(SECRET_BYTES), now_usec=now_usec))
             self.access.use_keys(self._keys)
-        await self._open_deliveries()
-        if self._dispatches and self._deliveries:
-            self._dispatcher = Dispatcher(
+        await self._targets.open(self._keys, self._clock)
+        if self._dispatches and self._targets.deliveries:
+            self._dispatcher = self._adding.dispatcher = Dispatcher(
                 store=self._store,
                 clock=self._clock,
                 queues={config.name: config for config in configs if config.mode == "push"},
-                route=self._route,
+                route=self._targets.route,
                 places=self._places,
                 rng=self._rng,
             )
@@ -505,7 +478,7 @@ class TaskQueueService:
         await self._maintenance.rescue()
 
     async def _close_parts(self) -> None:
-        for close in (*[delivery.aclose for delivery in self._deliveries.values()], self._store.aclose):
+        for close in (*[delivery.aclose for delivery in self._targets.deliveries], self._store.aclose):
             try:
                 await close()
             except asyncio.CancelledError:
@@ -525,89 +498,6 @@ class TaskQueueService:
     def _notice_orphans(self) -> None:
         if self._maintenance is not None:
             self._maintenance.notice_orphans()
-
-    # --- inside: targets ---
-
-    def _check_targets(self) -> None:
-        """Make every delivery once, so that a bad target is an error here and not at the start."""
-        for target in (*self._targets.values(), *([] if self._default is None else [self._default])):
-            self._make_delivery(target)
-        for config in self._queues.values():
-            if config.target is not None and config.target not in self._targets:
-                raise ConfigError(f"Queue {config.name!r} has target {config.target!r}, which is not in targets={sorted(self._targets)}.")
-
-    def _make_delivery(self, target: Target) -> Delivery:
-        if self._served is not None and target is self._served[0]:
-            return AppDelivery(self._served[0], is_run_elsewhere=True, base_url=self._served[1], keys=self._keys)
-        if isinstance(target, web.Application):
-            return AppDelivery(target, is_run_elsewhere=False, keys=self._keys)
-        if isinstance(target, str):
-            return HTTPDelivery(target, keys=self._keys)
-        raise ConfigError(f"A target is a base URL or an aiohttp Application, not {target!r:.80}.")
-
-    async def _open_deliveries(self) -> None:
-        if self._delivery is not None:
-            self._deliveries[None] = self._delivery
-        else:
-            self._make_deliveries()
-        for delivery in self._deliveries.values():
-            await delivery.open(self._clock)
-
-    def _make_deliveries(self) -> None:
-        self._deliveries.update({name: self._make_delivery(target) for name, target in self._targets.items()})
-        default = self._served[0] if self._default is None and self._served is not None else self._default
-        if default is not None:
-            self._deliveries[None] = self._make_delivery(default)
-        elif self._deliveries:
-            self._deliveries[None] = _NoTarget()
-
-    def _route(self, record: TaskRecord) -> Delivery:
-        # A queue's target wins over the task's (SPEC 4.2).
-        name = self._queues[record.queue_name].target or record.target
-        if self._delivery is not None:
-            return self._delivery
-        return self._deliveries.get(name) or self._deliveries[None]
-
-    # --- inside: adding ---
-
-    async def _store_new(self, records: Sequence[TaskRecord], config: QueueConfig) -> Sequence[AddVerdict]:
-        dispatcher, now_usec = self._dispatcher, self._clock.time_usec()
-        configs = [config] * len(records)
-        if dispatcher is None or config.mode == "pull":
-            return await self._store.add(records, configs, now_usec=now_usec)
-        due = sum(record.eta_usec <= now_usec for record in records)
-        reserved = dispatcher.reserve(due) if due else 0
-        try:
-            verdicts = await self._store.add(
-                records, configs, now_usec=now_usec, places=reserved, on_leased=_handing_over(dispatcher, reserved)
-            )
-        except BaseException as exc:
-            # Cancelled, or the outcome is unknown: they may be stored all the same, and nobody else says so.
-            dispatcher.notify_eta(min(record.eta_usec for record in records))
-            if isinstance(exc, OutcomeUnknownError):
-                dispatcher.doubt_leases()
-            raise
-        waiting = [record.eta_usec for record, verdict in zip(records, verdicts, strict=True) if verdict is AddVerdict.STORED]
-        if waiting:
-            dispatcher.notify_eta(min(waiting))
-        return verdicts
-
-    async def _await_attempts(self, records: Sequence[TaskRecord]) -> None:
-        if self._dispatcher is None:
-            return
-        with self._clock.released():
-            for record in records:
-                if record.eta_usec <= self._clock.time_usec():
-                    await self._dispatcher.wait_for_attempt(record)
-
-    async def _list_live(self, queue_name: str) -> list[TaskRecord]:
-        states = (TaskState.READY, TaskState.LEASED, TaskState.SUSPECT)
-        records: list[TaskRecord] = []
-        after: tuple[int, str] | None = None
-        while page := await self._store.list_tasks(queue_name, states=states, after=after):
-            records += page
-            after = page[-1].eta_usec, page[-1].name
-        return records
 
     @property
     def _is_running(self) -> bool:
@@ -630,35 +520,6 @@ class TaskQueueService:
             loop = None
         if loop is not self._loop:
             raise WrongLoopError("The service runs in another event loop; call it from the loop and thread in which it was started.")
-
-
-class _NoTarget(Delivery):
-    """Where there are named targets but no default one, and a task names none."""
-
-    async def deliver(self, record: TaskRecord, *, deadline_seconds: float) -> Answer | NoAnswer:
-        """Reach nobody."""
-        return NoAnswer(FailureReason.UNREACHABLE, "The task names no target and the service has no default one.")
-
-
-def _handing_over(dispatcher: Dispatcher, reserved: int) -> Callable[[Sequence[TaskRecord]], None]:
-    return lambda leased: dispatcher.hand_over(reserved, leased)
-
-
-def _path_of(database: object) -> str:
-    """Return the path in a database's URL, or the path itself."""
-    if not isinstance(database, str):
-        raise ConfigError(f"The database is {database!r:.80}; {_DATABASES}.")
-    if database.startswith("file:"):
-        raise ConfigError(f"The database {database!r:.80} is a URI of SQLite's, whose options could make it unsafe; {_DATABASES}.")
-    scheme, separator, rest = database.partition("://")
-    if not separator:
-        return database
-    # What follows may be a password.
-    if scheme != "sqlite":
-        raise ConfigError(f"The database {scheme[:60] + '://...'!r} has an unknown scheme; {_DATABASES}.")
-    if not rest.startswith("/"):
-        raise ConfigError(f"The database 'sqlite://...' names a host; {_DATABASES}.")
-    return rest.removeprefix("/")
 
 
 def _first_of(exc: BaseException) -> BaseException:

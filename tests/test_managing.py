@@ -29,6 +29,13 @@ from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 pytestmark = pytest.mark.anyio
 
 
+def delivery_of(service: TaskQueueService) -> RecordingDelivery:
+    """Return what the service delivers with."""
+    [delivery] = service._targets.deliveries
+    assert isinstance(delivery, RecordingDelivery)
+    return delivery
+
+
 class SlowWorker:
     """A worker that says when it was reached, and answers when it is let go."""
 
@@ -320,8 +327,7 @@ async def test_purge_an_unknown_queue(quiet: TaskQueueService) -> None:
 
 def attempts_of(service: TaskQueueService) -> int:
     """Return how many attempts were made."""
-    assert isinstance(service._delivery, RecordingDelivery)
-    return len(service._delivery.deliveries)
+    return len(delivery_of(service).deliveries)
 
 
 async def test_pause_a_queue(quiet: TaskQueueService) -> None:
@@ -428,8 +434,7 @@ async def test_pause_a_service_that_is_not_started() -> None:
 
 def delivered(service: TaskQueueService) -> list[tuple[str, int, int]]:
     """Return name, ETA and retry count of every attempt."""
-    assert isinstance(service._delivery, RecordingDelivery)
-    return [(made.record.name, made.record.eta_usec, made.record.retry_count) for made in service._delivery.deliveries]
+    return [(made.record.name, made.record.eta_usec, made.record.retry_count) for made in delivery_of(service).deliveries]
 
 
 async def test_run_a_future_task(quiet: TaskQueueService) -> None:
@@ -526,8 +531,7 @@ async def test_run_from_another_process(tmp_path: Path) -> None:
 
 async def test_run_a_dead_task(quiet: TaskQueueService) -> None:
     """A dead task is revived, not run."""
-    assert isinstance(quiet._delivery, RecordingDelivery)
-    quiet._delivery.answer_next(500)
+    delivery_of(quiet).answer_next(500)
     await quiet.add(url="/w", name="a", retry_options=TaskRetryOptions(task_retry_limit=0))
     await quiet.run_until_idle()
 
@@ -557,8 +561,7 @@ async def test_run_in_a_pull_queue(quiet: TaskQueueService) -> None:
 
 async def bury(service: TaskQueueService, *tasks: Task) -> None:
     """Add tasks and let them fail for good."""
-    assert isinstance(service._delivery, RecordingDelivery)
-    service._delivery.answer_next(*[500 for _ in tasks])
+    delivery_of(service).answer_next(*[500 for _ in tasks])
     await service.queue().add(list(tasks))
     await service.run_until_idle()
 
@@ -583,8 +586,7 @@ async def test_revive(quiet: TaskQueueService) -> None:
 async def test_a_revived_task_runs_and_may_die_again(quiet: TaskQueueService) -> None:
     """SPEC 2.4: its limits count from zero: it runs as often as the first time."""
     await bury(quiet, mortal("a"))
-    assert isinstance(quiet._delivery, RecordingDelivery)
-    quiet._delivery.answer_next(404)
+    delivery_of(quiet).answer_next(404)
     await quiet.queue().revive("a")
     await quiet.run_until_idle()
     stored = await quiet.queue().get_task("a")
