@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -13,6 +15,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 # Python files outside of the package that are ours as well.
 AROUND = ("docs", "examples", "noxfile.py", "tests")
+
+# Each answers one question, and can be run alone.
+BENCHMARKS = ("add", "drain", "latency", "scale", "signatures")
 
 
 def groups(*names: str) -> tuple[str, ...]:
@@ -35,6 +40,19 @@ def crash(session: nox.Session) -> None:
     """Run what kills processes, fills disks and searches long for broken promises; takes minutes, and says where it is."""
     session.install(*groups("tests"), ".[yaml]")
     session.run(f"{session.bin}/pytest", "-m", "crash", "-v", "-s", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure; arguments: names of files in tests/benchmarks, all unless given, and ``--quick`` for a minute's look."""
+    session.install(".[yaml]")
+    names = [argument for argument in session.posargs if not argument.startswith("-")] or BENCHMARKS
+    options = [argument for argument in session.posargs if argument.startswith("-")]
+    figures = pathlib.Path(session.create_tmp(), "figures.jsonl").absolute()
+    figures.unlink(missing_ok=True)
+    for name in names:
+        session.run("python", f"tests/benchmarks/{name}.py", "--json", str(figures), *options)
+    session.log(f"The figures, with the machine's description, are in {figures}.")
 
 
 @nox.session
