@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from open_stores import path, store  # noqa: F401 -- fixtures of every test
 
 # A database thread that was told to stop still needs a moment to do so.
 THREAD_JOIN_SECONDS = 2.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import anyio
+import pytest
 
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, NameGenerator, TaskRecord
@@ -47,6 +50,19 @@ async def running(
         await store.aclose()
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a database that is not there yet; `conftest` hands it to every test."""
+    return tmp_path / "tasks.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    """Return a running store on that path; `conftest` hands it to every test."""
+    async with running(path) as store:
+        yield store
+
+
 def new_record(name: str | None = None, *, queue: QueueConfig = QUEUE, eta_usec: int = NOW, **fields: Any) -> TaskRecord:
     """Return a task to be added; one without a name gets a generated one."""
     return TaskRecord(
@@ -71,6 +87,13 @@ async def add(
     return verdicts, born
 
 
+async def fetch(store: SQLiteStore, name: str, queue: QueueConfig = QUEUE) -> TaskRecord:
+    """Return a task as it is stored now."""
+    found = await store.get_task(queue.name, name)
+    assert found is not None
+    return found
+
+
 async def lease(
     store: SQLiteStore, *queues: QueueConfig, places: int = 10, now_usec: int = NOW, suspect_queue: str | None = None
 ) -> Exchange:
@@ -89,6 +112,15 @@ async def add_leased(store: SQLiteStore, record: TaskRecord | None = None, *, qu
     """Add one task that is born leased, and return it as it was leased."""
     _, [leased] = await add(store, record or new_record(queue=queue), queue=queue, places=1)
     return leased
+
+
+async def wait_until(is_true: Callable[[], object], seconds: float = 5.0) -> float:
+    """Return how many seconds it took until the condition held."""
+    started = time.monotonic()
+    while not is_true():
+        assert time.monotonic() - started < seconds, "It never became true."
+        await asyncio.sleep(0.005)
+    return time.monotonic() - started
 
 
 def log_of(record: TaskRecord, *, reason: str = "status", status: int | None = 500, detail: str = "") -> AttemptRecord:

@@ -15,7 +15,7 @@ from typing import Any
 from open_stores import NOW, add, new_record, running
 
 from aiotaskqueue.errors import StoreError
-from aiotaskqueue.stores._sqlite_file import ThreadConnection
+from aiotaskqueue.stores._sqlite_connection import ThreadConnection
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 NOBODY = 65534

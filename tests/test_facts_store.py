@@ -19,12 +19,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a database that is not there yet."""
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
 async def naive(path: Path) -> AsyncIterator[aiosqlite.Connection]:
     """Return a connection that is used directly, as in most tutorials, on a file in WAL mode with one table."""
     async with aiosqlite.connect(path, isolation_level=None) as connection:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -40,19 +40,6 @@ from aiotaskqueue.stores.sqlite import SQLiteStore
 pytestmark = pytest.mark.anyio
 
 STORED, LEASED, EXISTS, TOMBSTONED = AddVerdict.STORED, AddVerdict.LEASED, AddVerdict.EXISTS, AddVerdict.TOMBSTONED
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a database that is not there yet."""
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
-    """Return a running store."""
-    async with running(path) as store:
-        yield store
 
 
 async def stored(store: SQLiteStore, record: TaskRecord) -> TaskRecord:

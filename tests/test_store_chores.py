@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from open_stores import (
     add,
     add_leased,
     dead,
+    fetch,
     find_drift,
     lease,
     log_of,
@@ -30,33 +31,21 @@ from open_stores import (
     raw,
     running,
     settle,
+    wait_until,
 )
 
 from aiotaskqueue._config import QueueConfig
-from aiotaskqueue._record import TaskRecord, TaskState
+from aiotaskqueue._record import TaskState
 from aiotaskqueue.errors import StoreReadOnlyError, StoreReplacedError
-from aiotaskqueue.stores import sqlite
+from aiotaskqueue.stores import _sqlite_setup, _sqlite_watch
 from aiotaskqueue.stores._base import Delete, Retry, StoredStatistics
+from aiotaskqueue.stores._sqlite_chores import RescueRequest, rescue
 from aiotaskqueue.stores._sqlite_file import ProcessLock, is_dead, lock_path
-from aiotaskqueue.stores._sqlite_verbs import RescueRequest, Verbs
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
 
 CHILD = Path(__file__).with_name("store_child.py")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a database that is not there yet."""
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
-    """Return a running store."""
-    async with running(path) as store:
-        yield store
 
 
 async def crash(path: Path, *names: str, queue: QueueConfig = QUEUE, is_draining: bool = False) -> None:
@@ -67,22 +56,6 @@ async def crash(path: Path, *names: str, queue: QueueConfig = QUEUE, is_draining
             await store.announce_drain()
 
 
-async def fetch(store: SQLiteStore, name: str, queue: QueueConfig = QUEUE) -> TaskRecord:
-    """Return a task as it is stored now."""
-    found = await store.get_task(queue.name, name)
-    assert found is not None
-    return found
-
-
-async def wait_until(is_true: Callable[[], object], seconds: float = 5.0) -> float:
-    """Return how many seconds it took until the condition held."""
-    started = time.monotonic()
-    while not is_true():
-        assert time.monotonic() - started < seconds, "It never became true."
-        await asyncio.sleep(0.005)
-    return time.monotonic() - started
-
-
 # --- rescue --------------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +63,7 @@ async def test_process_that_somebody_else_has_rescued(store: SQLiteStore) -> Non
     """Of two processes that find the same dead one, the second has nothing to do."""
     request = RescueRequest(999, [1, 2], {}, NOW)
 
-    assert [] == await store._write(store._verbs.rescue, request)
+    assert [] == await store._write(rescue, request)
 
 
 async def test_the_tasks_of_a_dead_process_are_taken_back(path: Path) -> None:
@@ -157,7 +130,7 @@ async def test_a_lease_that_was_renewed_meanwhile_is_left_alone(path: Path) -> N
         with raw(path) as connection:
             seen = RescueRequest(process_id, [expired.id], {}, later, is_dead=False)
 
-            assert [[]] == Verbs().rescue(connection, [seen])
+            assert [[]] == rescue(connection, [seen])
         assert renewed == await fetch(living, expired.name)
 
 
@@ -174,7 +147,7 @@ async def test_a_lease_of_the_last_moment_is_rescued(path: Path, monkeypatch: py
                 connection.execute("INSERT OR IGNORE INTO taskqueue_in_flight VALUES (1, ?, 1)", (process_id,))
             return True
 
-        monkeypatch.setattr(sqlite, "is_dead", lease_and_die)
+        monkeypatch.setattr(_sqlite_setup, "is_dead", lease_and_die)
         rescued = await store.rescue([QUEUE], now_usec=NOW)
 
         assert ["task"] == [record.name for record in rescued]
@@ -387,8 +360,8 @@ async def test_a_stopped_process_loses_its_tasks_by_their_expiry_alone(child: su
 @pytest.fixture
 def _quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look around 100 times a second."""
-    monkeypatch.setattr(sqlite, "WATCH_SECONDS", 0.01)
-    monkeypatch.setattr(sqlite, "WATCH_ALONE_SECONDS", 0.01)
+    monkeypatch.setattr(_sqlite_watch, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(_sqlite_watch, "WATCH_ALONE_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("_quick_watch")
@@ -439,7 +412,7 @@ async def test_who_was_rescued_is_not_reported_again(path: Path) -> None:
 @pytest.mark.usefixtures("_quick_watch")
 async def test_leases_of_living_processes_are_looked_at_from_time_to_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While others have the file open, on_orphans is called now and then: one of them may hang with expired leases (P5)."""
-    monkeypatch.setattr(sqlite, "WATCH_EXPIRY_SECONDS", 0.05)
+    monkeypatch.setattr(_sqlite_watch, "WATCH_EXPIRY_SECONDS", 0.05)
     orphans: list[None] = []
     async with running(path), running(path, on_orphans=lambda: orphans.append(None)):
         seconds = await wait_until(lambda: len(orphans) == 2)

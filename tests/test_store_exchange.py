@@ -31,24 +31,21 @@ from open_stores import (
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue._token_bucket import DROPS_PER_TOKEN
-from aiotaskqueue.stores import _sqlite_managing, _sqlite_rows, _sqlite_verbs, sqlite
+from aiotaskqueue.stores import (
+    _sqlite_adding,
+    _sqlite_chores,
+    _sqlite_gate,
+    _sqlite_leasing,
+    _sqlite_looking,
+    _sqlite_managing,
+    _sqlite_rows,
+    _sqlite_settling,
+    _sqlite_setup,
+)
 from aiotaskqueue.stores._base import ATTEMPTS_KEPT, Dead, Delete, Exchange, LeaseRequest, Retry, Settlement
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a database that is not there yet."""
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
-    """Return a running store."""
-    async with running(path) as store:
-        yield store
 
 
 def names_of(records: Exchange | list[TaskRecord]) -> list[str]:
@@ -464,35 +461,35 @@ async def test_a_stale_outcome_does_not_keep_its_neighbours_from_being_settled(s
 # --- the statements use the indexes they claim ---------------------------------------------------------------------
 
 PLANS = [
-    (_sqlite_verbs.SELECT_GATES, "taskqueue_task_ready"),
-    (_sqlite_verbs.SELECT_GATES, "taskqueue_task_suspect"),
-    (_sqlite_verbs.SELECT_GATE, "taskqueue_task_ready"),
-    (_sqlite_verbs.SELECT_READY_ETA, "taskqueue_task_ready"),
-    (_sqlite_verbs.LEASE_READY, "taskqueue_task_ready"),
-    (_sqlite_verbs.LEASE_SUSPECT, "taskqueue_task_suspect"),
-    (_sqlite_verbs.SELECT_NAME, "taskqueue_task_name"),
-    (_sqlite_verbs.SELECT_TOMBSTONE, "PRIMARY KEY"),
-    (_sqlite_verbs.DELETE_LEASED, "INTEGER PRIMARY KEY"),
-    (_sqlite_verbs.RETRY_LEASED, "INTEGER PRIMARY KEY"),
-    (_sqlite_verbs.BURY_LEASED, "INTEGER PRIMARY KEY"),
-    (_sqlite_verbs.TRIM_ATTEMPTS, "PRIMARY KEY"),
-    (_sqlite_verbs.DELETE_ATTEMPTS, "PRIMARY KEY"),
-    (_sqlite_verbs.SELECT_LEASED, "INTEGER PRIMARY KEY"),
-    (_sqlite_verbs.SUSPECT_LEASED, "INTEGER PRIMARY KEY"),
-    (_sqlite_verbs.SELECT_EXPIRED_TOMBSTONES, "taskqueue_tombstone_expiry"),
-    (_sqlite_verbs.SELECT_EXPIRED_DEAD, "taskqueue_task_dead"),
-    (_sqlite_verbs.DELETE_TASK, "INTEGER PRIMARY KEY"),
+    (_sqlite_gate.SELECT_GATES, "taskqueue_task_ready"),
+    (_sqlite_gate.SELECT_GATES, "taskqueue_task_suspect"),
+    (_sqlite_gate.SELECT_GATE, "taskqueue_task_ready"),
+    (_sqlite_leasing.SELECT_READY_ETA, "taskqueue_task_ready"),
+    (_sqlite_leasing.LEASE_READY, "taskqueue_task_ready"),
+    (_sqlite_leasing.LEASE_SUSPECT, "taskqueue_task_suspect"),
+    (_sqlite_rows.SELECT_NAME, "taskqueue_task_name"),
+    (_sqlite_adding.SELECT_TOMBSTONE, "PRIMARY KEY"),
+    (_sqlite_settling.DELETE_LEASED, "INTEGER PRIMARY KEY"),
+    (_sqlite_settling.RETRY_LEASED, "INTEGER PRIMARY KEY"),
+    (_sqlite_settling.BURY_LEASED, "INTEGER PRIMARY KEY"),
+    (_sqlite_settling.TRIM_ATTEMPTS, "PRIMARY KEY"),
+    (_sqlite_rows.DELETE_ATTEMPTS, "PRIMARY KEY"),
+    (_sqlite_chores.SELECT_LEASED, "INTEGER PRIMARY KEY"),
+    (_sqlite_chores.SUSPECT_LEASED, "INTEGER PRIMARY KEY"),
+    (_sqlite_chores.SELECT_EXPIRED_TOMBSTONES, "taskqueue_tombstone_expiry"),
+    (_sqlite_chores.SELECT_EXPIRED_DEAD, "taskqueue_task_dead"),
+    (_sqlite_rows.DELETE_TASK, "INTEGER PRIMARY KEY"),
     (_sqlite_rows.SELECT_BODY, "INTEGER PRIMARY KEY"),
     (_sqlite_rows.DELETE_BODY, "INTEGER PRIMARY KEY"),
-    (sqlite.SELECT_TASK, "taskqueue_task_name"),
-    (sqlite.SELECT_LEASED_IDS, "taskqueue_task_leased"),
-    (sqlite.SELECT_TASKS.format(state=0), "taskqueue_task_ready"),
-    (sqlite.SELECT_TASKS.format(state=1), "taskqueue_task_leased"),
-    (sqlite.SELECT_TASKS.format(state=2), "taskqueue_task_given_up"),
-    (sqlite.SELECT_TASKS.format(state=3), "taskqueue_task_suspect"),
-    (_sqlite_verbs.SELECT_FORCED, "taskqueue_task_forced"),
-    (sqlite.SELECT_STATISTICS, "PRIMARY KEY (queue_id=?)"),
-    (_sqlite_verbs.LEASE_FORCED, "taskqueue_task_forced"),
+    (_sqlite_looking.SELECT_TASK, "taskqueue_task_name"),
+    (_sqlite_looking.SELECT_LEASED_IDS, "taskqueue_task_leased"),
+    (_sqlite_looking.SELECT_TASKS.format(state=0), "taskqueue_task_ready"),
+    (_sqlite_looking.SELECT_TASKS.format(state=1), "taskqueue_task_leased"),
+    (_sqlite_looking.SELECT_TASKS.format(state=2), "taskqueue_task_given_up"),
+    (_sqlite_looking.SELECT_TASKS.format(state=3), "taskqueue_task_suspect"),
+    (_sqlite_leasing.SELECT_FORCED, "taskqueue_task_forced"),
+    (_sqlite_looking.SELECT_STATISTICS, "PRIMARY KEY (queue_id=?)"),
+    (_sqlite_leasing.LEASE_FORCED, "taskqueue_task_forced"),
     (_sqlite_managing.FORCE, "taskqueue_task_name"),
     (_sqlite_managing.REVIVE, "taskqueue_task_name"),
     (_sqlite_managing.EDIT, "INTEGER PRIMARY KEY"),
@@ -501,10 +498,10 @@ PLANS = [
     (_sqlite_managing.PURGE_BODIES, "INTEGER PRIMARY KEY"),
     (_sqlite_managing.PURGE_ATTEMPTS, "PRIMARY KEY"),
     (_sqlite_managing.PURGE_TASKS, "taskqueue_task_name"),
-    (sqlite.SELECT_HAS_TASKS, "taskqueue_task_name"),
-    (sqlite.SELECT_STATISTICS, "taskqueue_task_name"),
-    (sqlite.SELECT_STATISTICS, "taskqueue_task_ready"),
-    (sqlite.SELECT_ATTEMPTS, "PRIMARY KEY"),
+    (_sqlite_setup.SELECT_HAS_TASKS, "taskqueue_task_name"),
+    (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_name"),
+    (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_ready"),
+    (_sqlite_looking.SELECT_ATTEMPTS, "PRIMARY KEY"),
 ]
 
 # Tables that grow with the backlog; the others have a row for each queue or process.
@@ -540,4 +537,4 @@ async def test_a_statement_uses_the_index_it_claims(database: Path, statement: s
 @pytest.mark.parametrize("state", list(TaskState))
 async def test_a_list_is_not_sorted(database: Path, state: TaskState) -> None:
     """A page of a list is read in the order of its index: nothing is sorted, however many tasks have one ETA."""
-    assert [] == [step for step in plan_of(database, sqlite.SELECT_TASKS.format(state=int(state))) if "B-TREE" in step]
+    assert [] == [step for step in plan_of(database, _sqlite_looking.SELECT_TASKS.format(state=int(state))) if "B-TREE" in step]

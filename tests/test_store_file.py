@@ -35,19 +35,14 @@ from aiotaskqueue.errors import (
     StoreReplacedError,
 )
 from aiotaskqueue.stores import _sqlite_schema
-from aiotaskqueue.stores._sqlite_file import ProcessLock, is_locked, translate
+from aiotaskqueue.stores._sqlite_errors import is_locked, translate
+from aiotaskqueue.stores._sqlite_file import ProcessLock
 from aiotaskqueue.stores._sqlite_verbs import Verbs
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
 
 CHILD = Path(__file__).with_name("store_child.py")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Return the path of a database that is not there yet."""
-    return tmp_path / "tasks.db"
 
 
 async def wait_for_threads(count: int) -> None:
@@ -175,7 +170,7 @@ async def test_pragmas_are_set_on_the_writing_connection(path: Path, durability:
 
 async def test_a_pragma_that_is_refused_stops_the_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where SQLite does not take a setting, as WAL on a network file system, opening fails and says which (S17)."""
-    monkeypatch.setattr("aiotaskqueue.stores.sqlite.WAL_SIZE_LIMIT_BYTES", -5)
+    monkeypatch.setattr("aiotaskqueue.stores._sqlite_connection.WAL_SIZE_LIMIT_BYTES", -5)
     with pytest.raises(ConfigError, match=r"refuses 'PRAGMA journal_size_limit = -5' \(it says -1\)"):
         await open_and_close(path)
 
@@ -257,7 +252,7 @@ async def running_damaged(path: Path):  # type: ignore[no-untyped-def]
     """Run a store on a file in which configuring would meet the damage."""
     store = SQLiteStore(str(path))
     await store.open(now_usec=NOW)
-    store._verbs.queue_ids = {"default": 1}
+    store._verbs.ids.queues = {"default": 1}
     writing = asyncio.create_task(store.run(on_change=lambda: None, on_orphans=lambda: None))
     try:
         yield store
@@ -595,7 +590,7 @@ async def test_a_cancelled_opening_leaves_nothing_behind(path: Path, monkeypatch
         may_enter.wait(5)
         return ProcessLock(database_path, process_id)
 
-    monkeypatch.setattr("aiotaskqueue.stores.sqlite.ProcessLock", make_lock_late)
+    monkeypatch.setattr("aiotaskqueue.stores._sqlite_setup.ProcessLock", make_lock_late)
     store = SQLiteStore(str(path))
     opening = asyncio.create_task(store.open(now_usec=NOW))
     while not is_entering.is_set():

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-from aiotaskqueue._config import QueueConfig
-from aiotaskqueue._record import TaskState
-from aiotaskqueue.stores._base import Delete, Retry
-from aiotaskqueue.stores.sqlite import SQLiteStore
-from tests.open_stores import (
+from open_stores import (
     LEASE_END,
     NOW,
     QUEUE,
@@ -28,20 +22,12 @@ from tests.open_stores import (
     settle,
 )
 
+from aiotaskqueue._config import QueueConfig
+from aiotaskqueue._record import TaskState
+from aiotaskqueue.stores._base import Delete, Retry
+from aiotaskqueue.stores.sqlite import SQLiteStore
+
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A file that is not there yet."""
-    return tmp_path / "tasks.db"
-
-
-@pytest.fixture
-async def store(path: Path) -> AsyncIterator[SQLiteStore]:
-    """An open store."""
-    async with running(path) as store:
-        yield store
 
 
 async def count_rows(path: Path) -> dict[str, int]:

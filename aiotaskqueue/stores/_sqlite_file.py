@@ -1,4 +1,4 @@
-"""The file around the database: its making and identity, connections, the locks that prove a process alive, error words.
+"""The file around the database: its making and identity, and the locks that prove a process alive.
 
 Nothing here opens the database file itself while SQLite has it: closing any descriptor of a file drops all POSIX locks
 that the process holds on it (RELIABILITY S13). Liveness has side files of its own.
@@ -7,52 +7,11 @@ that the process holds on it (RELIABILITY S13). Liveness has side files of its o
 from __future__ import annotations
 
 import os
-import sqlite3
 import urllib.parse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import aiosqlite
 
 from aiotaskqueue._liveness import hold, is_abandoned
-from aiotaskqueue.errors import (
-    ConfigError,
-    OutcomeUnknownError,
-    StoreBusyError,
-    StoreCorruptError,
-    StoreError,
-    StoreFullError,
-    StoreReadOnlyError,
-    StoreReplacedError,
-)
-
-T = TypeVar("T")
-
-# How long SQLite itself waits for a lock before our own retry takes over (RELIABILITY S3). Short, since nobody's patience
-# can end meanwhile, and since SQLite looks at the lock less and less often.
-BUSY_TIMEOUT_SECONDS = 0.1
-
-
-class ThreadConnection(sqlite3.Connection):
-    """A connection whose `execute` also takes a function of the connection.
-
-    aiosqlite sends each call to its thread and back (25 us). This way a whole transaction is one such hop, through
-    public names only.
-    """
-
-    def execute(self, sql: Any, parameters: Any = (), /) -> Any:
-        """Execute a statement, or call a function in this thread."""
-        if callable(sql):
-            return sql(self)
-        return super().execute(sql, parameters)
-
-
-async def run_in_thread(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    """Call `function` in the connection's thread, as one hop; it runs to its end even when the caller is cancelled."""
-    returned: list[T] = []
-    await connection.execute(lambda raw: returned.append(function(raw)))
-    return returned[0]
+from aiotaskqueue.errors import ConfigError, StoreReadOnlyError, StoreReplacedError
 
 
 class DatabaseFile:
@@ -99,18 +58,10 @@ class DatabaseFile:
             return None
         return status.st_dev, status.st_ino
 
-    def connect(self, *, read_only: bool = False) -> aiosqlite.Connection:
-        """Return a connection that is not open yet."""
+    def uri(self, *, read_only: bool = False) -> str:
+        """Return the file as SQLite's URI."""
         mode = "ro" if read_only else "rw"
-        uri = f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(self.path)))}?mode={mode}"
-        return connect(uri)
-
-
-def connect(uri: str) -> aiosqlite.Connection:
-    """Return a connection that is not open yet, in autocommit: transactions are begun and ended by us alone."""
-    return aiosqlite.connect(
-        uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS, factory=ThreadConnection, cached_statements=256
-    )
+        return f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(self.path)))}?mode={mode}"
 
 
 def check_path(path: str) -> None:
@@ -172,35 +123,3 @@ def remove_lock(database_path: str, process_id: int) -> None:
 def is_dead(database_path: str, process_id: int) -> bool:
     """Whether the process with that side file has certainly ended."""
     return is_abandoned(lock_path(database_path, process_id))
-
-
-_FULL = {sqlite3.SQLITE_FULL}
-_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-
-
-def is_locked(exc: BaseException) -> bool:
-    """Whether somebody else's lock is the reason."""
-    return isinstance(exc, sqlite3.Error) and _primary_code(exc) in _LOCKED
-
-
-def translate(exc: sqlite3.Error, path: str) -> StoreError:
-    """Return the typed error for what SQLite said."""
-    code = _primary_code(exc)
-    if code in _FULL or getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_WRITE:
-        return StoreFullError(f"There is no space left for the database {path!r} ({exc}); make room, nothing was stored.")
-    if code in _CORRUPT:
-        return StoreCorruptError(f"The file {path!r} is not a database or is damaged ({exc}); it was left as it is. Restore a backup.")
-    if code in _READ_ONLY:
-        return StoreReadOnlyError(f"The database {path!r} cannot be written ({exc}); check owner and mode of the file and its folder.")
-    if code in _LOCKED:
-        return StoreBusyError(f"The database {path!r} is locked by another process ({exc}); end it, or try again.")
-    if code == sqlite3.SQLITE_IOERR:
-        return OutcomeUnknownError(f"The disk of the database {path!r} failed ({exc}); whether the change was stored is unknown.")
-    return StoreError(f"The database {path!r} refused: {exc}.")
-
-
-def _primary_code(exc: sqlite3.Error) -> int:
-    # Extended result codes carry the primary one in their low byte. Source: sqlite.org/rescode.html.
-    return getattr(exc, "sqlite_errorcode", 0) & 0xFF

@@ -1,4 +1,4 @@
-"""The verbs of the SQLite store that manage what exists. As in `_sqlite_verbs`: in the database thread, inside a transaction."""
+"""The verbs of the SQLite store that manage what exists. In the database thread, inside a transaction."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from collections.abc import Sequence
 import attrs
 
 from aiotaskqueue._record import TaskRecord, TaskState
-from aiotaskqueue.stores._sqlite_rows import DELETE_BODY, INSERT_BODY, content_of, is_large
-from aiotaskqueue.stores._sqlite_verbs import COUNT_IN_FLIGHT, DELETE_ATTEMPTS, DELETE_TASK, INSERT_TOMBSTONE, SELECT_NAME
+from aiotaskqueue.stores._sqlite_gate import COUNT_IN_FLIGHT
+from aiotaskqueue.stores._sqlite_rows import (
+    DELETE_ATTEMPTS,
+    DELETE_BODY,
+    DELETE_TASK,
+    INSERT_BODY,
+    INSERT_TOMBSTONE,
+    SELECT_NAME,
+    content_of,
+    is_large,
+)
 
 # taskqueue_task_name.
 SELECT_FOR_DELETE = "SELECT id, is_named, process_id FROM taskqueue_task WHERE queue_id = ? AND name = ?"

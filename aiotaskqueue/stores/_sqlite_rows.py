@@ -1,4 +1,7 @@
-"""TaskRecord to row and back. Runs in the database thread and is hot: plain tuples, cached texts."""
+"""TaskRecord to row and back, and statements that several rooms share.
+
+Runs in the database thread and is hot: plain tuples, cached texts.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,26 @@ COLUMNS = (
     "previous_status, retry_reason, was_stale, is_suspect, crashes, dead_usec, dead_reason"
 )
 
+# taskqueue_task_name.
+SELECT_NAME = "SELECT state FROM taskqueue_task WHERE queue_id = ? AND name = ?"
+
+# By primary key.
+DELETE_TASK = "DELETE FROM taskqueue_task WHERE id = ?"
+DELETE_ATTEMPTS = "DELETE FROM taskqueue_attempt WHERE task_id = ?"
+INSERT_TOMBSTONE = "INSERT OR REPLACE INTO taskqueue_tombstone (queue_id, name, expires_usec) VALUES (?, ?, ?)"
+
 # By the primary key.
 SELECT_BODY = "SELECT payload FROM taskqueue_body WHERE task_id = ?"
 INSERT_BODY = "INSERT INTO taskqueue_body (task_id, payload) VALUES (?, ?)"
 DELETE_BODY = "DELETE FROM taskqueue_body WHERE task_id = ?"
+
+
+@attrs.define
+class Ids:
+    """By what numbers the database knows this process and its queues."""
+
+    process: int = 0
+    queues: dict[str, int] = attrs.Factory(dict)
 
 
 def is_large(record: TaskRecord) -> bool:

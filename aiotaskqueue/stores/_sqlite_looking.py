@@ -1,0 +1,99 @@
+"""Looking into the SQLite store. In the reading connection's thread; each look is one call, and no cursor outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+
+from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
+from aiotaskqueue.stores._base import StoredStatistics, TaskFilter
+from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
+
+# taskqueue_in_flight is as short as there are processes and queues.
+SELECT_HAS_LEASES = "SELECT 1 FROM taskqueue_in_flight WHERE process_id = ? AND tasks > 0"
+# All of taskqueue_task_leased, which is as long as tasks are in flight.
+SELECT_LEASED_IDS = """
+    SELECT id FROM taskqueue_task INDEXED BY taskqueue_task_leased WHERE state = 1 AND process_id = ? AND lease_expires_usec < ?
+"""
+
+# taskqueue_task_name.
+SELECT_TASK = f"SELECT {COLUMNS} FROM taskqueue_task WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?) AND name = ?"
+# taskqueue_attempt's primary key.
+SELECT_ATTEMPTS = """
+    SELECT attempt, started_usec, ended_usec, reason, status, detail FROM taskqueue_attempt WHERE task_id = ? ORDER BY lease_token
+"""
+# A range of the index that has the tasks of one state, in its order: taskqueue_task_ready, _leased, _given_up or _suspect. The
+# URL and the tag are looked at task by task.
+SELECT_TASKS = f"""
+    SELECT {COLUMNS} FROM taskqueue_task
+    WHERE queue_id = (SELECT id FROM taskqueue_queue WHERE name = ?1) AND state = {{state}} AND (eta_usec, name) > (?2, ?3)
+        AND (?4 IS NULL OR substr(name, 1, length(?4)) = ?4) AND (?5 IS NULL OR url = ?5) AND (?6 IS NULL OR tag = ?6)
+    ORDER BY eta_usec, name LIMIT ?7
+"""
+# A range of taskqueue_task_name; taskqueue_task_ready; the primary keys of taskqueue_in_flight and taskqueue_started.
+SELECT_STATISTICS = """
+    SELECT
+        (SELECT count(*) FROM taskqueue_task WHERE queue_id = q.id AND state <> 2),
+        (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?1),
+        (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id),
+        is_paused,
+        (SELECT total(tasks) FROM taskqueue_started WHERE queue_id = q.id AND second > ?1 / 1000000 - 60 AND second <= ?1 / 1000000)
+    FROM taskqueue_queue AS q WHERE name = ?2
+"""
+
+
+def select_leased_ids(connection: sqlite3.Connection, process_id: int, expired_before_usec: int) -> list[int]:
+    """Return the ids of the tasks that a process has leased until before that time."""
+    if connection.execute(SELECT_HAS_LEASES, (process_id,)).fetchone() is None:
+        return []
+    return [task_id for (task_id,) in connection.execute(SELECT_LEASED_IDS, (process_id, expired_before_usec))]
+
+
+def get_task(connection: sqlite3.Connection, queue_name: str, name: str) -> TaskRecord | None:
+    """Return one task, or None."""
+    row = connection.execute(SELECT_TASK, (queue_name, name)).fetchone()
+    return None if row is None else record_of_row(connection, row, queue_name)
+
+
+def list_tasks(
+    connection: sqlite3.Connection,
+    queue_name: str,
+    states: Sequence[TaskState],
+    such: TaskFilter,
+    after: tuple[int, str],
+    limit: int,
+) -> list[TaskRecord]:
+    """Return a page of tasks by ETA and name."""
+    arguments = (queue_name, *after, such.name_prefix, such.url, such.tag, limit)
+    # One moment for all states, or a task that is leased meanwhile would be listed twice.
+    with _snapshot(connection):
+        rows = [row for state in states for row in connection.execute(SELECT_TASKS.format(state=int(state)), arguments)]
+        rows.sort(key=itemgetter(5, 2))
+        return [record_of_row(connection, row, queue_name) for row in rows[:limit]]
+
+
+@contextlib.contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all statements of the block see the same moment."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def list_attempts(connection: sqlite3.Connection, task_id: int) -> list[AttemptRecord]:
+    """Return a task's log, oldest first."""
+    return [attempt_of_row(row) for row in connection.execute(SELECT_ATTEMPTS, (task_id,))]
+
+
+def fetch_statistics(connection: sqlite3.Connection, queue_names: Sequence[str], now_usec: int) -> list[StoredStatistics]:
+    """Return the figures of each queue, in order."""
+    statistics = []
+    for name in queue_names:
+        row = connection.execute(SELECT_STATISTICS, (now_usec, name)).fetchone() or (0, None, 0, 0, 0)
+        tasks, oldest_eta_usec, in_flight, is_paused, started = row
+        statistics.append(StoredStatistics(tasks, oldest_eta_usec, int(in_flight), bool(is_paused), int(started)))
+    return statistics

@@ -1,0 +1,93 @@
+"""What is settled at the start: this process among those that have the file open, the rows of queues, the signing keys."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from collections.abc import Sequence
+
+from aiotaskqueue.stores._sqlite_file import DatabaseFile, ProcessLock, is_dead
+from aiotaskqueue.stores._sqlite_rows import Ids
+
+# Primary keys and the UNIQUE of the names; short tables.
+INSERT_QUEUE = "INSERT OR IGNORE INTO taskqueue_queue (name) VALUES (?)"
+SELECT_QUEUES = "SELECT id, name FROM taskqueue_queue"
+SELECT_HAS_TASKS = "SELECT 1 FROM taskqueue_task WHERE queue_id = ? LIMIT 1"
+INSERT_PROCESS = "INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (?, ?, ?, ?)"
+ALLOCATE_ID = "UPDATE taskqueue_sequence SET last_id = last_id + 1 RETURNING last_id"
+SELECT_OTHERS = "SELECT id, host FROM taskqueue_process WHERE id <> ?"
+ANNOUNCE_DRAIN = "UPDATE taskqueue_process SET is_draining = 1 WHERE id = ?"
+DELETE_PROCESS_WITHOUT_LEASES = """
+    DELETE FROM taskqueue_process WHERE id = ?1
+        AND NOT EXISTS (SELECT 1 FROM taskqueue_in_flight WHERE process_id = ?1 AND tasks > 0)
+"""
+DELETE_EMPTY_IN_FLIGHT = "DELETE FROM taskqueue_in_flight WHERE process_id = ? AND tasks = 0"
+SELECT_SECRETS = "SELECT secret FROM taskqueue_secret ORDER BY created_usec DESC, id DESC"
+INSERT_SECRET = "INSERT INTO taskqueue_secret (secret, created_usec) VALUES (?, ?)"
+
+
+class OwnProcess:
+    """This process in the eyes of the others: a row, and a lock that proves it alive."""
+
+    def __init__(self, file: DatabaseFile | None, ids: Ids) -> None:
+        self._file = file
+        self._ids = ids
+        self._lock: ProcessLock | None = None
+
+    def register(self, connection: sqlite3.Connection, requests: Sequence[int]) -> list[None]:
+        """Enter this process (a verb; the request is the time); its lock is held before anybody can see the row."""
+        (process_id,) = connection.execute(ALLOCATE_ID).fetchone()
+        if self._file is not None:
+            self._lock = ProcessLock(self._file.path, process_id)
+            self._lock.acquire()
+        connection.execute(INSERT_PROCESS, (process_id, _host(), os.getpid(), requests[0]))
+        self._ids.process = process_id
+        return [None]
+
+    def unregister(self, connection: sqlite3.Connection) -> None:
+        """Remove the row; a process that still has leases is left for `rescue`, which finds its lock gone."""
+        if self._lock is not None:
+            connection.execute(DELETE_PROCESS_WITHOUT_LEASES, (self._ids.process,))
+            connection.execute(DELETE_EMPTY_IN_FLIGHT, (self._ids.process,))
+
+    def release(self) -> None:
+        """Give the lock up; twice is fine."""
+        # A cancelled opening may have taken the lock only while the writer was told to stop: so look now, and not earlier.
+        if self._lock is not None:
+            self._lock.release()
+
+    def select_others(self, connection: sqlite3.Connection) -> list[tuple[int, str]]:
+        """Return the other processes that have the file open, or had when they died: id and host."""
+        return connection.execute(SELECT_OTHERS, (self._ids.process,)).fetchall()
+
+    def has_died(self, process_id: int, host: str) -> bool:
+        """Whether another process has certainly ended, which can only be said of one on this machine."""
+        return self._file is not None and host == _host() and is_dead(self._file.path, process_id)
+
+
+def announce_drain(connection: sqlite3.Connection, requests: Sequence[int]) -> list[None]:
+    """Note that processes are about to end."""
+    connection.executemany(ANNOUNCE_DRAIN, [(process_id,) for process_id in requests])
+    return [None for _ in requests]
+
+
+def configure(ids: Ids, connection: sqlite3.Connection, requests: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Make the rows of queues; return the names of those that have tasks and are not among the request's."""
+    connection.executemany(INSERT_QUEUE, [(name,) for names in requests for name in names])
+    queues = connection.execute(SELECT_QUEUES).fetchall()
+    ids.queues = {name: queue_id for queue_id, name in queues}
+    has_tasks = [name for queue_id, name in queues if connection.execute(SELECT_HAS_TASKS, (queue_id,)).fetchone()]
+    return [[name for name in has_tasks if name not in names] for names in requests]
+
+
+def fetch_secrets(connection: sqlite3.Connection, requests: Sequence[tuple[bytes, int]]) -> list[list[bytes]]:
+    """Return the keys, newest first; the first request's is stored if there is none."""
+    if connection.execute(SELECT_SECRETS).fetchone() is None:
+        connection.execute(INSERT_SECRET, requests[0])
+    secrets = [secret for (secret,) in connection.execute(SELECT_SECRETS)]
+    return [secrets for _ in requests]
+
+
+def _host() -> str:
+    return socket.gethostname()
