@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from aiotaskqueue.delivery._base import DETAIL_BYTES, Answer, FailureReason, NoAnswer
-from aiotaskqueue.delivery._connection import MalformedBodyError, SentOnceError
+from aiotaskqueue.delivery._base import DETAIL_BYTES, SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
+from aiotaskqueue.delivery._connection import SentOnceError
 from aiotaskqueue.delivery._detail import safe_text
+from aiotaskqueue.delivery._head import MalformedError
 from aiotaskqueue.errors import Error
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ class BadAnswerError(Exception):
 async def read_answer(response: aiohttp.ClientResponse, attempt: Attempt, max_body_bytes: int) -> Answer:
     """Read `response` to its end; a connection that then has something left is closed, not reused."""
     try:
-        if response.status < 100:
-            raise BadAnswerError(FailureReason.MALFORMED, f"Status {response.status:03} is none of HTTP.")
         start = await _read_body(response, attempt, max_body_bytes)
     finally:
         _leave_connection(response, attempt)
@@ -57,6 +56,8 @@ def explain_failure(exc: Exception, attempt: Attempt | None) -> NoAnswer:
     """
     if isinstance(exc, SentOnceError) and isinstance(exc.__cause__, Exception):
         exc = exc.__cause__
+    if attempt is not None and isinstance(exc, aiohttp.ClientPayloadError):
+        exc = attempt.fault or exc
     reason = FailureReason.ERROR if attempt is None else _classify(exc, attempt)
     detail = _SENTENCES.get(reason) or _message(exc, reason)
     return NoAnswer(reason, safe_text(detail, attempt.signature if attempt else ""))
@@ -89,11 +90,15 @@ async def _read_start(content: aiohttp.StreamReader, size: int) -> bytes:
 def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
     """Whether only the end of the connection ends the body: aiohttp then takes a reset for a proper end."""
     headers = response.headers
-    return not (response.content is aiohttp.EMPTY_PAYLOAD or "Content-Length" in headers or "Transfer-Encoding" in headers)
+    if response.content is aiohttp.EMPTY_PAYLOAD or "Content-Length" in headers:
+        return False
+    # Only chunks have an end of their own (RFC 9112 section 6.3).
+    encodings = ",".join(headers.getall("Transfer-Encoding", ()))
+    return encodings.rpartition(",")[2].strip().lower() != "chunked"
 
 
 def _leave_connection(response: aiohttp.ClientResponse, attempt: Attempt) -> None:
-    if response.connection is None and response.status >= 100:
+    if response.connection is None:
         attempt.end()
         return
     response.close()
@@ -101,6 +106,8 @@ def _leave_connection(response: aiohttp.ClientResponse, attempt: Attempt) -> Non
 
 
 def _describe(response: aiohttp.ClientResponse, start: bytes, secret: str) -> str:
+    if response.status == 403 and secret and not start:
+        return SIGNATURE_REFUSED
     text = start.decode(errors="replace")
     location = response.headers.get("Location")
     if location is not None and 300 <= response.status < 400:
@@ -112,7 +119,7 @@ def _classify(exc: Exception, attempt: Attempt) -> FailureReason:
     if isinstance(exc, BadAnswerError):
         return exc.reason
     if isinstance(exc, aiohttp.ClientPayloadError):
-        return FailureReason.MALFORMED if isinstance(exc, MalformedBodyError) else FailureReason.TRUNCATED
+        return FailureReason.MALFORMED if isinstance(exc, MalformedError) else FailureReason.TRUNCATED
     if isinstance(exc, aiohttp.ClientResponseError):
         return FailureReason.MALFORMED
     if not isinstance(exc, (aiohttp.ClientConnectionError, OSError, UnicodeError)):
