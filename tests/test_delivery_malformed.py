@@ -14,7 +14,7 @@ from test_delivery_http import RECORD, deliver_to, opened, reason_of
 
 from aiotaskqueue.delivery._base import FailureReason, NoAnswer
 from aiotaskqueue.delivery._connection import Tap
-from aiotaskqueue.delivery._head import HeadReader, MalformedError, find_end
+from aiotaskqueue.delivery._head import MAX_HEAD_BYTES, MalformedError, split_head
 
 pytestmark = pytest.mark.anyio
 
@@ -175,35 +175,32 @@ HEADS = [
 ]
 
 
-def read(pieces: list[bytes]) -> bytes:
-    """Return what a reader takes for the head."""
-    reader = HeadReader()
-    head = b""
-    for piece in pieces:
-        if not reader.is_over:
-            head += piece[: reader.feed(piece)]
-
-    assert reader.is_over
-    return head
+def read(*pieces: bytes) -> tuple[bytes, bytes]:
+    """Return the head that comes in pieces, and what comes behind it."""
+    waiting = iter(pieces)
+    head = rest = b""
+    while not head:
+        head, rest = split_head(rest + next(waiting))
+    return head, rest + b"".join(waiting)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_head_in_pieces(head: bytes) -> None:
-    """A head ends where its empty line does, after interim ones, whatever the pieces it comes in and whatever follows it."""
-    data = head + b"HTTP/1.1 bo\r\n\r\ndy"
-    heads = {read([data[:i], data[i:j], data[j:]]) for i, j in itertools.combinations(range(len(data)), 2)}
+    """The final head is found whatever the pieces it comes in, without the interim ones before, and nothing behind it is lost."""
+    behind = b"HTTP/1.1 bo\r\n\r\ndy"
+    data, final = head + behind, head[head.rindex(b"HTTP/") :]
+    splits = {read(data[:i], data[i:j], data[j:]) for i, j in itertools.combinations(range(len(data)), 2)}
 
-    assert {head} == heads
-    assert head == read([bytes([byte]) for byte in data])
+    assert {(final, behind)} == splits
+    assert (final, behind) == read(*(bytes([byte]) for byte in data))
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_head_in_one_piece(head: bytes) -> None:
-    """The quick look finds the end of a final head, and leaves the others to the reader."""
-    is_final_alone = head[9:10] != b"1"
+@pytest.mark.row(68)
+def test_interim_heads_are_not_kept() -> None:
+    """Interim heads are forgotten as soon as they are whole, however many there are (T15)."""
+    interim = b"HTTP/1.1 103 X\r\nLink: </x>\r\n\r\n"
 
-    assert (len(head) if is_final_alone else 0) == find_end(head + b"\r\nbody")
-    assert 0 == find_end(head[:-1])
+    assert (b"", b"HTTP/1.1 1") == split_head(interim * 10_000 + b"HTTP/1.1 1")
 
 
 @pytest.mark.row(74)
@@ -211,12 +208,29 @@ def test_head_in_one_piece(head: bytes) -> None:
 def test_malformed_head_in_pieces(answer: bytes) -> None:
     """A malformed line is found whatever the pieces it comes in, and the error shows it."""
     with pytest.raises(MalformedError, match=r"^The head has a malformed line: b'"):
-        read([bytes([byte]) for byte in answer])
+        read(*(bytes([byte]) for byte in answer))
     for i in range(len(answer)):
         with pytest.raises(MalformedError):
-            read([answer[:i], answer[i:]])
+            read(answer[:i], answer[i:])
 
-    assert 0 == find_end(answer)
+
+@pytest.mark.row(74)
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 ", b"HTTP/1.1 200 OK\r\nX", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 9000]
+)
+def test_large_head(start: bytes) -> None:
+    """A head that has not ended after 64 KiB is malformed: it is held in memory until then."""
+    begun = start + b"a" * (MAX_HEAD_BYTES - len(start))
+
+    assert (b"", begun) == split_head(begun)
+    with pytest.raises(MalformedError, match=r"^The head is larger than 65536 bytes.$"):
+        split_head(begun + b"a")
+
+
+@pytest.mark.parametrize("start", [b"", *(b"HTTP/1."[:i] for i in range(1, 8)), b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nX : not yet looked at"])
+def test_begun_head(start: bytes) -> None:
+    """The beginning of a head is waited with, to its last byte."""
+    assert (b"", start) == split_head(start)
 
 
 # --- what is cut off -----------------------------------------------------------------------------------------------------------

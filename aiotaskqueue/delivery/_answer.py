@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import aiohttp
+import anyio.lowlevel
 
 from aiotaskqueue.delivery._base import DETAIL_BYTES, SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
 from aiotaskqueue.delivery._connection import SentOnceError
@@ -73,6 +74,9 @@ async def _read_body(response: aiohttp.ClientResponse, attempt: Attempt, max_bod
     # A body that is there as a whole is not even looked at.
     while not content.is_eof() and content.total_bytes <= max_body_bytes:
         await content.readany()
+        if not content.is_eof():
+            # aiohttp has more at hand, perhaps for long: four bytes of chunks make one of body. Others want a turn as well.
+            await anyio.lowlevel.checkpoint()
     if content.total_bytes > max_body_bytes:
         raise BadAnswerError(FailureReason.TOO_LARGE, f"The body is larger than {max_body_bytes} bytes.")
     if attempt.was_reset and _ends_with_connection(response):
@@ -90,11 +94,9 @@ async def _read_start(content: aiohttp.StreamReader, size: int) -> bytes:
 def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
     """Whether only the end of the connection ends the body: aiohttp then takes a reset for a proper end."""
     headers = response.headers
-    if response.content is aiohttp.EMPTY_PAYLOAD or "Content-Length" in headers:
-        return False
-    # Only chunks have an end of their own (RFC 9112 section 6.3).
-    encodings = ",".join(headers.getall("Transfer-Encoding", ()))
-    return encodings.rpartition(",")[2].strip().lower() != "chunked"
+    # Of all codings only chunks have an end of their own (RFC 9112 section 6.3).
+    last_coding = ",".join(headers.getall("Transfer-Encoding", ())).rpartition(",")[2].strip()
+    return not (response.content is aiohttp.EMPTY_PAYLOAD or "Content-Length" in headers or last_coding.lower() == "chunked")
 
 
 def _leave_connection(response: aiohttp.ClientResponse, attempt: Attempt) -> None:

@@ -10,7 +10,7 @@ connection ended. Three pieces give them, by public means of aiohttp and asyncio
 * `SendingRequest` (the session's `request_class`) tells its attempt when aiohttp has a connection and is about to write.
 * `Tap` is a protocol between the transport and aiohttp's own, put there once per connection. It sees every byte that
   comes in. Bytes that come while nobody asked belong to no request: it closes the connection, or the next task on it
-  would be answered by them (RELIABILITY row 82, P6). A head that aiohttp would read too leniently does not get to it.
+  would be answered by them (RELIABILITY row 82, P6). And it passes on a head only when that is whole and good.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from aiohttp import ClientOSError, ClientRequest, ServerDisconnectedError
 from aiohttp.http import HttpProcessingError
 
-from aiotaskqueue.delivery._head import HeadReader, MalformedError, find_end
+from aiotaskqueue.delivery._head import MalformedError, split_head
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -144,13 +144,13 @@ class SendingRequest(ClientRequest):
 class Tap(asyncio.Protocol):
     """Stands between a transport and aiohttp's protocol for as long as the connection lives."""
 
-    __slots__ = ("_content", "_head", "_is_head_over", "_protocol", "error", "fault", "has_received", "is_lost", "transport", "user")
+    __slots__ = ("_begun", "_content", "_is_head_over", "_protocol", "error", "fault", "has_received", "is_lost", "transport", "user")
 
     def __init__(self, transport: asyncio.Transport, protocol: ResponseHandler) -> None:
         self.transport = transport
         self._protocol = protocol
         self._content: StreamReader | None = None
-        self._head: HeadReader | None = None
+        self._begun = b""
         self._is_head_over = False
         self.user: Attempt | None = None
         self.has_received = False
@@ -163,7 +163,8 @@ class Tap(asyncio.Protocol):
         """Hand the connection to `user`."""
         self.user = user
         self.has_received = self._is_head_over = False
-        self._content = self._head = None
+        self._begun = b""
+        self._content = None
 
     def watch(self, content: StreamReader) -> None:
         """End `content` with an error when the connection ends first."""
@@ -181,15 +182,19 @@ class Tap(asyncio.Protocol):
             self._protocol.data_received(data)
             return
         try:
-            end = self._read_head(data)
+            head, rest = split_head(self._begun + data)
         except MalformedError as exc:
             self._protocol.set_exception(exc)
             self.transport.abort()
             return
+        if not head:
+            self._begun = rest
+            return
+        self._is_head_over = True
         # In two: a complete answer counts whatever comes behind it, and aiohttp passes on nothing of a piece with a fault in it.
-        self._protocol.data_received(data[:end])
-        if end < len(data):
-            self._protocol.data_received(data[end:])
+        self._protocol.data_received(head)
+        if rest:
+            self._protocol.data_received(rest)
 
     def eof_received(self) -> None:
         """Pass it on."""
@@ -212,18 +217,6 @@ class Tap(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Pass it on."""
         self._protocol.resume_writing()
-
-    def _read_head(self, data: bytes) -> int:
-        """Return how much of `data` belongs to the head."""
-        if self._head is None:
-            end = find_end(data)
-            if end:
-                self._is_head_over = True
-                return end
-            self._head = HeadReader()
-        end = self._head.feed(data)
-        self._is_head_over = self._head.is_over
-        return end
 
     def _break_content(self) -> None:
         content = self._content
