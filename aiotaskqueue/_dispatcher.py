@@ -31,6 +31,7 @@ import attrs
 
 from aiotaskqueue._clock import Clock, SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
+from aiotaskqueue._hint import Hints
 from aiotaskqueue._outcome import Attempt, decide
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue._supervisor import supervise
@@ -123,7 +124,7 @@ class Dispatcher:
         self._waiting_for_drain: list[asyncio.Future[None]] = []
         self._waiting_for_attempt: dict[bytes, list[asyncio.Future[None]]] = {}
         self._target_pauses: dict[Delivery, tuple[int, int]] = {}
-        self._hinted_urls: set[str] = set()
+        self._hints = Hints()
         self.trouble: StoreError | ClosedError | None = None
         """Why nothing is leased at the moment."""
         self.paused_queues: Sequence[str] = ()
@@ -492,16 +493,10 @@ class Dispatcher:
         if isinstance(outcome, Retry):
             self.statistics.retried += 1
             logger.debug("Attempt %d of task %r of queue %r failed: %s.", record.attempts, record.name, record.queue_name, result)
-            self._hint(record, result)
-        elif isinstance(outcome, Delete):
+        if isinstance(outcome, Delete):
             self.statistics.completed += 1
-
-    def _hint(self, record: TaskRecord, result: Answer | NoAnswer) -> None:
-        """Say once for each URL that a status which looks like success is none."""
-        path = record.url.partition("?")[0]
-        if isinstance(result, Answer) and 200 < result.status < 300 and path not in self._hinted_urls and len(self._hinted_urls) < 1000:
-            self._hinted_urls.add(path)
-            logger.warning("%s answered %d: only 200 ends a task (or QueueConfig(success_statuses=...)).", path, result.status)
+        else:
+            self._hints.give(record, result)
 
     def _target_pause_usec(self, delivery: Delivery, result: Answer | NoAnswer) -> int:
         """Return how long to leave a target alone; the pause doubles once it has passed, not with each task that waits."""

@@ -50,6 +50,11 @@ class Peer:
         self.number = server.connections
         """1 for the first connection of the server."""
 
+    @property
+    def requests(self) -> list[bytes]:
+        """What the server has received so far."""
+        return self._server.requests
+
     async def read_request(self) -> bytes:
         """Read a request, body included, and keep it in the server's `requests`; empty at the end of the connection."""
         try:
@@ -96,6 +101,8 @@ class RawServer:
         self.base_url = base_url
         self.connections = 0
         self.requests: list[bytes] = []
+        self.stop: Callable[[], None] = lambda: None
+        """Listen no longer, and end all connections."""
 
     @property
     def request_lines(self) -> list[str]:
@@ -131,12 +138,17 @@ async def raw_server(play: Play, *, tls: ssl.SSLContext | None = None, unix_sock
         seen.base_url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     else:
         server = await asyncio.start_unix_server(serve, unix_socket)
-    try:
-        yield seen
-    finally:
+
+    def stop() -> None:
         server.close()
         for task in tasks:
             task.cancel()
+
+    seen.stop = stop
+    try:
+        yield seen
+    finally:
+        stop()
         await asyncio.gather(*tasks)
         await server.wait_closed()
 
@@ -151,6 +163,23 @@ def answering(*steps: bytes | float, then_close: bool = False) -> Play:
                 return
 
     return play
+
+
+def resetting(*steps: bytes | float) -> Play:
+    """Play: answer one request and reset the connection."""
+
+    async def play(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(*steps)
+        peer.reset()
+
+    return play
+
+
+async def play_silence(peer: Peer) -> None:
+    """Read the request, and say nothing."""
+    await peer.read_request()
+    await peer.wait_for_end()
 
 
 def self_signed(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import inspect
 import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,26 @@ async def test_signed_deliveries_are_accepted() -> None:
         assert isinstance(unsigned := await deliver(delivery), Answer)
 
     assert (["welcome-1"], 403) == (names, unsigned.status)
+
+
+@pytest.mark.parametrize("is_run_elsewhere", [False, True])
+async def test_compressed_body(is_run_elsewhere: bool) -> None:
+    """A compressed body comes as it was added and signed, whoever runs the application: aiohttp is not to unpack it."""
+    bodies = []
+
+    @task
+    async def worker(request: web.Request) -> None:
+        bodies.append(await request.read())
+
+    app = web.Application()
+    app.router.add_post("/worker", worker)
+    init_worker(app, secrets=[SECRET])
+    record = make_record(payload=gzip.compress(b"a=1"), headers=(("Content-Encoding", "gzip"),))
+    async with running(app) if is_run_elsewhere else nullcontext():
+        async with opened(AppDelivery(app, is_run_elsewhere=is_run_elsewhere, keys=KeyRing([SECRET]))) as delivery:
+            assert Answer(200) == await delivery.deliver(record, deadline_seconds=5.0)
+
+    assert [record.payload] == bodies
 
 
 async def test_app_of_ours_is_started_and_stopped() -> None:

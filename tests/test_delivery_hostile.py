@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -12,13 +11,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp.client_proto import ResponseHandler
-from hostile import OK, OK_HEAD, FastClock, Peer, Play, RawServer, answering, raw_server
+from hostile import OK, OK_HEAD, FastClock, Peer, Play, RawServer, answering, play_silence, raw_server, resetting
 from test_delivery_http import KEYS, RECORD, deliver_to, headers_of, make_record, opened, reason_of
 
 from aiotaskqueue._clock import SystemClock
 from aiotaskqueue.delivery._base import DETAIL_BYTES, Answer, FailureReason, NoAnswer
-from aiotaskqueue.delivery._connection import MalformedBodyError, Tap
 from aiotaskqueue.delivery._detail import safe_text
 
 pytestmark = pytest.mark.anyio
@@ -30,152 +27,17 @@ MALFORMED, TRUNCATED = FailureReason.MALFORMED, FailureReason.TRUNCATED
 DEADLINE, DISCONNECTED = FailureReason.DEADLINE, FailureReason.DISCONNECTED
 
 
-def resetting(*steps: bytes | float) -> Play:
-    """Play: answer one request and reset the connection."""
-
-    async def play(peer: Peer) -> None:
-        await peer.read_request()
-        await peer.send(*steps)
-        peer.reset()
-
-    return play
+# --- connections that end -------------------------------------------------------------------------------------------------
 
 
-# --- answers that are none -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(b"garbage\r\n\r\n", id="garbage"),
-        pytest.param(b"\x15\x03\x03\x00\x02\x02\x46", id="TLS alert"),
-        pytest.param(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", id="HTTP/2 settings"),
-        pytest.param(b"<html>hello</html>", id="HTTP/0.9"),
-        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="SSH"),
-        pytest.param(b"HTTP/3.7 200 OK\r\n\r\n", id="version"),
-        pytest.param(b"HTTP/1.1 99 X\r\nContent-Length: 0\r\n\r\n", id="status 99"),
-        pytest.param(b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n", id="status 099"),
-        pytest.param(b"HTTP/1.1 000 X\r\nContent-Length: 0\r\n\r\n", id="status 000"),
-        pytest.param(b"HTTP/1.1 1000 X\r\nContent-Length: 0\r\n\r\n", id="status 1000"),
-        pytest.param(b"HTTP/1.1 2x0 X\r\nContent-Length: 0\r\n\r\n", id="status 2x0"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", id="header of 20 kB"),
-        pytest.param(b"HTTP/1.1 200 " + b"a" * 20_000 + b"\r\n\r\n", id="reason of 20 kB"),
-        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1000 + b"\r\n", id="1000 headers"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n", id="NUL in a header"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok", id="same length twice"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", id="two lengths"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nok", id="two lengths in one"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok", id="negative length"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", id="length and chunked"),
-        pytest.param(CHUNKED + b"2\r\nok\r\nzz\r\n", id="bad chunk size"),
-        pytest.param(CHUNKED + b"1\r\nok\r\n0\r\n\r\n", id="chunk size lies"),
-        pytest.param(CHUNKED + b"fffffffffffffffff\r\nok", id="chunk size overflows"),
-        pytest.param(CHUNKED + b"0\r\nbad trailer\x00\r\n\r\n", id="bad trailer"),
-    ],
-)
-@pytest.mark.parametrize("head_bytes", [0, 48])
-async def test_malformed(answer: bytes, head_bytes: int) -> None:
-    """What is not HTTP is malformed, be it in one piece or after a pause, and ends the connection (rows 71, 72, 74, 76)."""
-    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    async def play(peer: Peer) -> None:
-        await peer.read_request()
-        await peer.send(answer[:head_bytes], 0.01 if head_bytes else 0.0, answer[head_bytes:])
-        await peer.wait_for_end()
-        ended.set_result(True)
-
-    async with raw_server(play) as server, opened(server.base_url) as delivery:
-        outcome = await delivery.deliver(RECORD, deadline_seconds=1.0)
-
-        assert MALFORMED is reason_of(outcome)
-        assert outcome.detail
-        assert "http://" not in outcome.detail
-        assert await asyncio.wait_for(ended, 1.0)
-
-
-async def test_naive_reader_hangs_on_a_malformed_chunk() -> None:
-    """Control of the test before: aiohttp's reader waits for ever if the bad chunk comes after the head."""
-    play = answering(CHUNKED + b"2\r\nok\r\n", 0.02, b"zz\r\n")
-    async with raw_server(play) as server, aiohttp.ClientSession() as session:
-        response = await session.post(server.base_url)
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(response.read(), 0.2)
-
-
-async def test_body_of_a_lost_connection() -> None:
-    """Nor does a reader wait whose connection was lost in the same turn; with asyncio's own loop that does not occur."""
-    loop = asyncio.get_running_loop()
-    async with raw_server(play_silence) as server:
-        port = int(server.base_url.rpartition(":")[2])
-        transport, protocol = await loop.create_connection(lambda: ResponseHandler(loop), "127.0.0.1", port)
-        tap = Tap(transport, protocol)
-        transport.abort()
-        await asyncio.sleep(0.01)
-        content = aiohttp.StreamReader(protocol, 65536, loop=loop)
-        tap.watch(content)
-
-        with pytest.raises(MalformedBodyError):
-            await content.read()
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
-        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
-    ],
-)
-async def test_lenient(answer: bytes) -> None:
-    """Bare line feeds are read as RFC 9112 2.2 allows; folded lines and a space before a colon by aiohttp's leniency.
-
-    In Python's development mode aiohttp is strict. Neither touches the framing.
-    """
-    outcome = await deliver_to(answering(answer))
-
-    assert (reason_of(outcome) is MALFORMED) if sys.flags.dev_mode else (Answer(200) == outcome)
-
-
-@pytest.mark.parametrize(
-    ("play", "reason"),
-    [
-        pytest.param(answering(OK_HEAD + b"o", then_close=True), TRUNCATED, id="length, closed"),
-        pytest.param(answering(OK_HEAD, 0.01, b"o", then_close=True), TRUNCATED, id="length, closed later"),
-        pytest.param(resetting(OK_HEAD, 0.01, b"o"), TRUNCATED, id="length, reset"),
-        pytest.param(answering(CHUNKED + b"2\r\no", then_close=True), TRUNCATED, id="chunk, closed"),
-        pytest.param(answering(CHUNKED + b"2\r\nok\r\n", 0.01, then_close=True), TRUNCATED, id="no last chunk, closed"),
-        pytest.param(resetting(CHUNKED + b"2\r\nok\r\n", 0.01), TRUNCATED, id="no last chunk, reset"),
-        pytest.param(resetting(b"HTTP/1.1 200 OK\r\n\r\nok", 0.01), TRUNCATED, id="no length, reset"),
-        pytest.param(resetting(b"HTTP/1.1 500 X\r\n\r\nok", 0.01), TRUNCATED, id="no length, 500, reset"),
-        pytest.param(answering(b"HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\n", then_close=True), TRUNCATED, id="500, closed"),
-        pytest.param(answering(b"HTTP/1.1 20", then_close=True), DISCONNECTED, id="half a status line"),
-        pytest.param(answering(b"HTTP/1.1 200 OK\r\nConte", then_close=True), DISCONNECTED, id="half a head"),
-        pytest.param(resetting(b"HTTP/1.1 200 OK\r\nConte"), DISCONNECTED, id="half a head, reset"),
-        pytest.param(answering(b"HTTP/1.1 103 X\r\n\r\n", then_close=True), DISCONNECTED, id="1xx only"),
-        pytest.param(answering(then_close=True), DISCONNECTED, id="nothing, closed"),
-        pytest.param(resetting(), DISCONNECTED, id="nothing, reset"),
-    ],
-)
-async def test_cut_off(play: Play, reason: FailureReason) -> None:
-    """An answer whose head came and whose end did not is truncated, one without a head is none (H7, rows 65 and 72)."""
-    assert reason is reason_of(await deliver_to(play))
-
-
-async def test_naive_reader_takes_a_reset_for_the_end() -> None:
-    """Control of the test before: aiohttp calls a body complete whose connection was reset, if it has no length."""
-    play = resetting(b"HTTP/1.1 200 OK\r\n\r\nok", 0.01)
-    async with raw_server(play) as server, aiohttp.ClientSession() as session:
-        response = await session.post(server.base_url)
-
-        assert b"ok" == await response.read()
-
-
+@pytest.mark.row(64)
 async def test_reset_after_a_complete_answer() -> None:
     """What happens to the connection after a complete answer does not matter."""
     assert Answer(200) == await deliver_to(resetting(OK))
     assert Answer(204) == await deliver_to(resetting(b"HTTP/1.1 204 X\r\n\r\n"))
 
 
+@pytest.mark.row(72)
 async def test_accepted_and_closed_at_once() -> None:
     """A connection that is closed before the request is sent, or while it is, is no execution (row 72)."""
 
@@ -189,6 +51,7 @@ async def test_accepted_and_closed_at_once() -> None:
     assert not outcome.was_executed
 
 
+@pytest.mark.row(78)
 @large_payload
 async def test_answer_before_the_request_was_read() -> None:
     """An answer that starts before the body was read, and a reset: nobody knows (row 78)."""
@@ -201,6 +64,7 @@ async def test_answer_before_the_request_was_read() -> None:
     assert TRUNCATED is reason_of(await deliver_to(play, make_record(payload=bytes(2_000_000))))
 
 
+@pytest.mark.row(78)
 @large_payload
 async def test_early_answer() -> None:
     """A complete answer counts although the request was not read; its connection is not used again (row 78)."""
@@ -250,17 +114,13 @@ async def play_interim_flood(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100, 0.0)
 
 
-async def play_silence(peer: Peer) -> None:
-    """Read the request, and say nothing."""
-    await peer.read_request()
-    await peer.wait_for_end()
-
-
 async def play_deafness(peer: Peer) -> None:
     """Do not even read."""
     await asyncio.sleep(60)
 
 
+@pytest.mark.row(66, 68, 83)
+@pytest.mark.promise("P7")
 @large_payload
 @pytest.mark.parametrize(
     "play",
@@ -277,6 +137,7 @@ async def test_endless(play: Play) -> None:
         assert clock.monotonic() - start == pytest.approx(2.0, abs=1.0)
 
 
+@pytest.mark.slow
 async def test_many_tricklers() -> None:
     """Tricklers are given up, and until then a healthy delivery does not wait for them (N-2)."""
     async with raw_server(play_body_trickle) as bad, opened(bad.base_url) as slow:
@@ -290,6 +151,7 @@ async def test_many_tricklers() -> None:
     assert {DEADLINE} == {reason_of(outcome) for outcome in outcomes}
 
 
+@pytest.mark.row(83)
 @large_payload
 async def test_unsent_bytes_are_dropped() -> None:
     """A worker that does not read cannot keep the connection alive: what is not yet sent is dropped (row 83)."""
@@ -330,6 +192,7 @@ async def test_slow_reader() -> None:
     assert Answer(200) == await deliver_to(play, make_record(payload=bytes(10_000_000)))
 
 
+@pytest.mark.row(72)
 async def test_endless_tls_handshake() -> None:
     """A TLS handshake that does not end is unreachable after the time for connecting (T15)."""
     async with raw_server(play_deafness) as server:
@@ -339,6 +202,7 @@ async def test_endless_tls_handshake() -> None:
     assert FailureReason.UNREACHABLE is reason_of(outcome)
 
 
+@pytest.mark.row(72)
 async def test_plain_answer_to_tls() -> None:
     """A server that does not speak TLS is unreachable by https (row 72)."""
 
@@ -367,6 +231,7 @@ async def test_naive_reader_of_a_gzip_bomb() -> None:
     assert len(BOMB) < 21_000
 
 
+@pytest.mark.row(75)
 async def test_gzip_bomb() -> None:
     """A compressed body stays compressed: it is read to its end and counts as complete (fact 5, H6, row 75)."""
     async with raw_server(answering(BOMB_ANSWER)) as server, opened(server.base_url) as delivery:
@@ -380,6 +245,7 @@ async def test_gzip_bomb() -> None:
     assert peak_bytes < 1_000_000
 
 
+@pytest.mark.row(75)
 @pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br", b"zstd", b"rot13"])
 async def test_bad_compression(encoding: bytes) -> None:
     """A body that is not what its Content-Encoding says is complete all the same (row 75)."""
@@ -395,11 +261,12 @@ async def flood(peer: Peer, head: bytes, piece: bytes, sent: list[int]) -> None:
         sent.append(len(piece))
 
 
+@pytest.mark.row(76)
 @pytest.mark.parametrize(
     ("head", "piece"),
     [
         (CHUNKED, b"10000\r\n%b\r\n" % bytes(0x10000)),
-        (CHUNKED, b"1\r\na\r\n" * 10_000),
+        pytest.param(CHUNKED, b"1\r\na\r\n" * 10_000, marks=pytest.mark.slow),
         (CHUNKED.replace(b"200", b"500"), b"10000\r\n%b\r\n" % bytes(0x10000)),
         (b"HTTP/1.1 200 OK\r\n\r\n", bytes(0x10000)),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n", bytes(0x10000)),
@@ -434,6 +301,7 @@ async def test_naive_reader_of_an_endless_body() -> None:
     assert sum(sent) > 5_000_000
 
 
+@pytest.mark.row(76)
 @pytest.mark.parametrize(
     ("size", "outcome"), [(1000, Answer(200)), (1001, NoAnswer(FailureReason.TOO_LARGE, "The body is larger than 1000 bytes."))]
 )
@@ -444,6 +312,7 @@ async def test_cap(size: int, outcome: Answer | NoAnswer) -> None:
     assert outcome == await deliver_to(answering(answer), max_answer_bytes=1000)
 
 
+@pytest.mark.row(76)
 async def test_endless_trailers() -> None:
     """Trailers without an end do not fill the memory (row 76)."""
     sent: list[int] = []
@@ -462,6 +331,12 @@ async def test_endless_trailers() -> None:
 
 SPOILING = [
     pytest.param((OK + OK,), id="at once"),
+    pytest.param((OK + b"junk",), id="junk at once"),
+    pytest.param((OK_HEAD + b"okjunk",), id="junk at once with the body"),
+    pytest.param((OK_HEAD, 0.01, b"okjunk"), id="junk at once after the head"),
+    pytest.param((OK_HEAD + b"o", 0.01, b"kjunk"), id="junk at once with the end of the body"),
+    pytest.param((OK_HEAD + b"ok" + b"HTTP/1.1 500 X\r\n\r\n",), id="another answer at once"),
+    pytest.param((CHUNKED + b"2\r\nok\r\n0\r\n\r\njunk",), id="junk at once after chunks"),
     pytest.param((OK, 0.02, OK), id="while idle"),
     pytest.param((OK, 0.02, b"HTTP/1.1 200 OK\r\nContent-"), id="a part while idle"),
     pytest.param((OK, 0.02, b"x"), id="junk while idle"),
@@ -492,6 +367,8 @@ async def test_naive_session_takes_an_answer_nobody_asked_for(steps: tuple[bytes
         assert 200 == response.status
 
 
+@pytest.mark.row(82)
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize("steps", SPOILING)
 async def test_answers_nobody_asked_for(steps: tuple[bytes | float, ...]) -> None:
     """What comes after an answer spoils the connection, and is never the answer to the next task (P6, row 82)."""
@@ -504,6 +381,7 @@ async def test_answers_nobody_asked_for(steps: tuple[bytes | float, ...]) -> Non
         assert 2 == server.connections
 
 
+@pytest.mark.row(82)
 @pytest.mark.parametrize("rest", [b"k" + OK, b"k" + OK + OK])
 async def test_answers_with_the_rest_of_a_body(rest: bytes) -> None:
     """What comes in one piece with the end of a body ends the next request on that connection, unsent, as stale."""
@@ -515,6 +393,7 @@ async def test_answers_with_the_rest_of_a_body(rest: bytes) -> None:
     assert 2 == len(server.requests)
 
 
+@pytest.mark.row(79)
 async def test_upgrade() -> None:
     """A switch of protocols is a failure, and its connection is not used again (row 79)."""
     answer = b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\njunk"
@@ -525,6 +404,7 @@ async def test_upgrade() -> None:
     assert 2 == server.connections
 
 
+@pytest.mark.row(79)
 async def test_offered_upgrade() -> None:
     """A 200 that offers an upgrade is a 200 (row 79)."""
     answer = b"HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n"
@@ -556,6 +436,7 @@ async def test_naive_session_follows_redirects() -> None:
     assert ("Signature", "canary") in headers_of(thief.requests[0])
 
 
+@pytest.mark.row(69)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects(status: int) -> None:
     """A redirect is a failure that says where to, and nothing is sent there (fact 7, H5, row 69, T14)."""
@@ -570,6 +451,7 @@ async def test_redirects(status: int) -> None:
     assert 0 == thief.connections
 
 
+@pytest.mark.row(80)
 async def test_cookies_and_other_state() -> None:
     """Nothing that an answer asks us to remember is remembered (H5, row 80)."""
     answer = (
@@ -601,6 +483,7 @@ async def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 # --- what is kept of an answer -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(81)
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -619,6 +502,7 @@ def test_safe_text(text: str, shown: str) -> None:
     assert shown == safe_text(text)
 
 
+@pytest.mark.row(81)
 @pytest.mark.parametrize("text", ["a" * 5000, "€" * 5000, "\x00" * 5000, "\U0001f600" * 5000, "a" + "€" * 5000])
 def test_safe_text_is_short(text: str) -> None:
     """What is kept is at most DETAIL_BYTES long, as text in UTF-8 that is not cut within a character."""
@@ -628,6 +512,7 @@ def test_safe_text_is_short(text: str) -> None:
     assert "\ufffd" not in shown
 
 
+@pytest.mark.row(81)
 async def test_large_error() -> None:
     """Of a large error page the start is kept, and the rest is read, so that the connection can be used again (row 81)."""
     body = b"\xff\xfe<script>\x1b[31m" + b"x" * 1_000_000
@@ -642,6 +527,7 @@ async def test_large_error() -> None:
     assert 1 == server.connections
 
 
+@pytest.mark.promise("P24")
 @pytest.mark.parametrize("padding", [0, DETAIL_BYTES - 40])
 @pytest.mark.parametrize("status", [b"500 X", b"302 X\r\nLocation: /"])
 async def test_signature_is_not_kept(status: bytes, padding: int) -> None:
@@ -659,6 +545,7 @@ async def test_signature_is_not_kept(status: bytes, padding: int) -> None:
     assert signatures[0][:40] not in outcome.detail
 
 
+@pytest.mark.promise("P24")
 async def test_signature_in_garbage_is_not_kept() -> None:
     """Nor does a worker whose answer is not even HTTP."""
     signatures: list[str] = []
@@ -673,6 +560,8 @@ async def test_signature_in_garbage_is_not_kept() -> None:
     assert signatures[0][:20] not in outcome.detail
 
 
+@pytest.mark.promise("P8")
+@pytest.mark.slow
 async def test_stall_while_a_body_comes() -> None:
     """A body that was there in time counts, too, when the loop was blocked past the deadline (P8)."""
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from aiotaskqueue import signing
 from aiotaskqueue._clock import Cutoff, SystemClock
 from aiotaskqueue._record import TaskRecord, TaskState
-from aiotaskqueue.delivery._base import Answer, FailureReason, NoAnswer
+from aiotaskqueue.delivery._base import SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
 from aiotaskqueue.delivery.http import KEPT_URL_LENGTH, HTTPDelivery
 from aiotaskqueue.errors import ConfigError
 
@@ -109,6 +110,7 @@ def test_bad_base_url(base_url: Any) -> None:
         HTTPDelivery(base_url)
 
 
+@pytest.mark.promise("P24")
 @pytest.mark.parametrize("base_url", ["http://user:hunter2@localhost", "http://user:hunter2@[::1", "ftp://user:hunter2@x"])
 def test_base_url_error_hides_the_password(base_url: str) -> None:
     """The error about a base URL does not show the password that it contains (P24)."""
@@ -249,6 +251,7 @@ _QUERY = st.lists(_QUERY_ATOM, max_size=12).map("".join).map(lambda text: f"?{te
 _URL = st.builds(str.__add__, _PATH, _QUERY)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(_URL, min_size=10, max_size=20))
 def test_path_is_sent_as_stored(urls: list[str]) -> None:
@@ -280,6 +283,8 @@ async def test_long_url() -> None:
 # --- what counts as what -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(64, 77)
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize(
     "answer",
     [
@@ -295,6 +300,7 @@ async def test_success(answer: bytes) -> None:
     assert Answer(200) == await deliver_to(answering(answer))
 
 
+@pytest.mark.row(64)
 async def test_success_in_pieces() -> None:
     """An answer may come in pieces."""
     steps = (OK_HEAD[:9], 0.01, OK_HEAD[9:30], 0.01, OK_HEAD[30:], 0.01, b"o", 0.01, b"k")
@@ -314,6 +320,8 @@ async def test_answer_to_head() -> None:
     assert Answer(200) == await deliver_to(answering(answer), make_record(method="HEAD", payload=None))
 
 
+@pytest.mark.row(67, 69, 70, 71, 79)
+@pytest.mark.promise("P6")
 async def test_every_status() -> None:
     """Each status but 200 is an answer with that status; 1xx, but for 101, is none yet (P6, rows 67 to 71, 79)."""
     statuses = [101, *range(200, 1000)]
@@ -328,14 +336,24 @@ async def test_every_status() -> None:
     assert [Answer(status) for status in statuses] == outcomes
 
 
-@pytest.mark.parametrize("status", [100, 102, 103, 199])
-async def test_interim_status(status: int) -> None:
-    """An interim answer and then nothing ends at the deadline (row 68)."""
-    outcome = await deliver_to(answering(b"HTTP/1.1 %d X\r\n\r\n" % status))
+@pytest.mark.row(68)
+@pytest.mark.promise("P6")
+async def test_interim_statuses() -> None:
+    """An interim answer of any status and then nothing is no answer: it ends at the deadline (P6, row 68)."""
+    statuses = [100, *range(102, 200)]
 
-    assert FailureReason.DEADLINE is reason_of(outcome)
+    async def play(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 %b X\r\n\r\n" % (await peer.read_request())[6:9])
+        await peer.wait_for_end()
+
+    async with raw_server(play) as server, opened(server.base_url) as delivery:
+        records = [make_record(url=f"/{status}") for status in statuses]
+        outcomes = await asyncio.gather(*(delivery.deliver(record, deadline_seconds=1.0) for record in records))
+
+    assert [NoAnswer(FailureReason.DEADLINE, "No complete answer within 2 seconds.")] * 99 == outcomes
 
 
+@pytest.mark.row(70, 71)
 async def test_retry_after() -> None:
     """Retry-After is passed on as it was sent."""
     answer = b"HTTP/1.1 503 X\r\nRetry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\nContent-Length: 0\r\n\r\n"
@@ -350,6 +368,19 @@ async def test_detail_is_the_start_of_the_body() -> None:
     assert Answer(500, detail="No such user") == await deliver_to(answering(answer, b"No su", 0.01, b"ch user"))
 
 
+@pytest.mark.row(70)
+@pytest.mark.parametrize(
+    ("keys", "body", "detail"),
+    [(KEYS, b"", SIGNATURE_REFUSED), (KEYS, b"Go away", "Go away"), (None, b"", "")],
+    ids=["signed", "with a word", "unsigned"],
+)
+async def test_forbidden(keys: signing.KeyRing | None, body: bytes, detail: str) -> None:
+    """A 403 without a word to a signed request is most likely our own middleware's, and says so in the log of attempts."""
+    answer = b"HTTP/1.1 403 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    assert Answer(403, detail=detail) == await deliver_to(answering(answer), keys=keys)
+
+
 async def test_has_answered() -> None:
     """The target has answered once any complete head came, be it no success."""
     async with raw_server(answering(TEAPOT)) as server, opened(server.base_url) as delivery:
@@ -359,6 +390,7 @@ async def test_has_answered() -> None:
         assert (False, True) == (before, delivery.has_answered)
 
 
+@pytest.mark.row(72)
 async def test_refused_connection() -> None:
     """A refused connection is unreachable: nothing was sent, and the target has not answered (row 72)."""
     async with raw_server(answering(OK)) as server:
@@ -370,40 +402,105 @@ async def test_refused_connection() -> None:
         assert not delivery.has_answered
 
 
-async def test_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that DNS does not know is unreachable (row 73)."""
+def answer_dns(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Awaitable[Any]]) -> list[str]:
+    """Let `answer` take the place of the system's resolver; return the hosts that are asked for."""
+    asked: list[str] = []
 
-    async def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
-        raise OSError(-2, "Name or service not known")
+    async def getaddrinfo(self: object, host: str, *args: object, **kwargs: object) -> Any:
+        asked.append(host)
+        return await answer()
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+async def never() -> None:
+    """Know no answer, and do not say so."""
+    await asyncio.sleep(60)
+
+
+@pytest.mark.row(73)
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        socket.gaierror(socket.EAI_NODATA, "No address associated with hostname"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure in name resolution"),
+        UnicodeError("label too long"),
+    ],
+)
+async def test_unknown_host(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A host that DNS does not know, or not now, is unreachable, which is no execution, and the detail says why (NXDOMAIN, SERVFAIL)."""
+
+    async def fail() -> None:
+        raise error
+
+    answer_dns(monkeypatch, fail)
     async with opened("http://worker.invalid") as delivery:
         outcome = await delivery.deliver(RECORD, deadline_seconds=1.0)
 
     assert FailureReason.UNREACHABLE is reason_of(outcome)
-    assert "worker.invalid" in outcome.detail
+    assert isinstance(outcome, NoAnswer)
+    assert not outcome.was_executed
+    assert str(error.args[-1]) in outcome.detail
 
 
+@pytest.mark.row(73)
+@pytest.mark.slow
 @pytest.mark.parametrize(("deadline_seconds", "limit_seconds"), [(1.0, 2.0), (1000.0, 5.0)])
 async def test_slow_dns(monkeypatch: pytest.MonkeyPatch, deadline_seconds: float, limit_seconds: float) -> None:
     """Connecting is given up after 5 seconds, DNS included, or after deadline and grace if that is less (row 73)."""
-
-    async def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    answer_dns(monkeypatch, never)
     clock = FastClock()
     async with opened("http://worker.invalid") as delivery:
         start = clock.monotonic()
         outcome = await delivery.deliver(RECORD, deadline_seconds=deadline_seconds)
 
-        assert FailureReason.UNREACHABLE is reason_of(outcome)
+        assert NoAnswer(FailureReason.UNREACHABLE, f"No connection within {limit_seconds:g} seconds.") == outcome
         assert clock.monotonic() - start == pytest.approx(limit_seconds, abs=1.0)
+
+
+@pytest.mark.row(73)
+@pytest.mark.slow
+async def test_slow_dns_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait for DNS, one question is under way: each takes one of the few threads that the application needs, too."""
+    asked = answer_dns(monkeypatch, never)
+    async with opened("http://worker.invalid") as delivery:
+        for _ in range(2):
+            outcomes = await asyncio.gather(*(delivery.deliver(RECORD, deadline_seconds=1.0) for _ in range(50)))
+
+            assert {FailureReason.UNREACHABLE} == {reason_of(outcome) for outcome in outcomes}
+    assert ["worker.invalid"] == asked
+
+
+@pytest.mark.row(73)
+async def test_dns_is_asked_for_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DNS says is not kept: a target that has moved is found at once (H14)."""
+    async with raw_server(answering(OK, then_close=True)) as server:
+        host, port = "127.0.0.1", int(server.base_url.rpartition(":")[2])
+
+        async def answer() -> Any:
+            await asyncio.sleep(0.001)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
+
+        asked = answer_dns(monkeypatch, answer)
+        async with opened("http://worker.invalid") as delivery:
+            outcomes = [await delivery.deliver(RECORD, deadline_seconds=1.0)]
+            await asyncio.sleep(0.01)
+            host = "127.0.0.2"
+            outcomes.append(await delivery.deliver(RECORD, deadline_seconds=1.0))
+
+    assert Answer(200) == outcomes[0]
+    assert FailureReason.UNREACHABLE is reason_of(outcomes[1])
+    assert ["worker.invalid"] * 2 == asked
 
 
 # --- the deadline ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(83)
+@pytest.mark.promise("P7")
 async def test_deadline() -> None:
     """A worker that never answers is given up at deadline and grace, and its connection ends then (P7, row 83)."""
     ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -422,11 +519,14 @@ async def test_deadline() -> None:
         assert await ended - start == pytest.approx(2.0, abs=0.5)
 
 
+@pytest.mark.promise("P7")
 async def test_answer_in_the_grace() -> None:
     """A 200 after the deadline, but within the grace, is a success (P7)."""
     assert Answer(200) == await deliver_to(answering(0.15, OK))
 
 
+@pytest.mark.promise("P7")
+@pytest.mark.slow
 async def test_deadline_counts_from_the_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time it takes to connect is not taken from the handler's (P7)."""
     original = asyncio.base_events.BaseEventLoop.create_connection
@@ -447,6 +547,7 @@ async def play_stall(peer: Peer) -> None:
     time.sleep(0.3)
 
 
+@pytest.mark.slow
 async def test_naive_timeout_loses_an_answer_that_came_in_time() -> None:
     """Control of the next test: aiohttp's own timeout fails although the answer was there (fact 4)."""
     async with raw_server(play_stall) as server:
@@ -455,6 +556,8 @@ async def test_naive_timeout_loses_an_answer_that_came_in_time() -> None:
                 await session.post(server.base_url)
 
 
+@pytest.mark.promise("P8")
+@pytest.mark.slow
 async def test_answer_that_came_in_time_counts_however_late_it_is_seen() -> None:
     """An answer that arrived in time counts although the loop was blocked past the deadline (P8, fact 4, H3)."""
     assert Answer(200) == await deliver_to(play_stall)
@@ -465,6 +568,7 @@ def test_naive_timeout_rounds_up() -> None:
     assert 131.0 == aiohttp.helpers.calculate_timeout_when(100.25, 30.0, 5)
 
 
+@pytest.mark.promise("P7")
 async def test_deadline_does_not_round_up() -> None:
     """The deadline is set to the microsecond, also above 5 seconds (H2)."""
     moments: list[float] = []
@@ -572,6 +676,7 @@ async def test_kept_connection_that_ends_within_the_answer(start: bytes) -> None
         assert FailureReason.DISCONNECTED is reason_of(await delivery.deliver(RECORD, deadline_seconds=1.0))
 
 
+@pytest.mark.row(72)
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 async def test_new_connection_that_ends(method: str) -> None:
     """A new connection that ends after the request was sent leaves open whether the handler ran (row 72)."""
@@ -650,6 +755,7 @@ async def test_tls(tmp_path: Path) -> None:
     assert 1 == server.connections
 
 
+@pytest.mark.row(72)
 async def test_tls_is_verified(tmp_path: Path) -> None:
     """A certificate that nobody vouches for is unreachable, and the request is not sent (H16)."""
     server_context, _ = self_signed(tmp_path)
@@ -737,10 +843,7 @@ async def test_cancellation(steps: tuple[bytes | float, ...]) -> None:
 async def test_cancellation_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A delivery that is cancelled before it has a connection raises CancelledError."""
 
-    async def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    answer_dns(monkeypatch, never)
     async with opened("http://worker.invalid") as delivery:
         attempt = asyncio.ensure_future(delivery.deliver(RECORD, deadline_seconds=9.0))
         await asyncio.sleep(0.01)

@@ -462,12 +462,12 @@ async def test_statuses_that_look_like_success(tmp_path: Path, caplog: pytest.Lo
 async def test_urls_that_are_remembered_for_it_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """P19: what is said once for each URL is not remembered for any number of them."""
     async with serving(tmp_path) as bench:
-        bench.dispatcher._hinted_urls |= {f"/{i}" for i in range(1000)}
+        bench.dispatcher._hints._said |= {(f"/{i}", "") for i in range(1000)}
         bench.delivery.answer_next(204)
         await bench.service.add(url="/new")
         await bench.clock.advance(1)
 
-        assert (1000, []) == (len(bench.dispatcher._hinted_urls), caplog.records)
+        assert (1000, []) == (len(bench.dispatcher._hints._said), caplog.records)
 
 
 async def test_statistics(tmp_path: Path) -> None:

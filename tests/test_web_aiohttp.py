@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from aiohttp import ClientError, web
+from aiohttp import ClientError, ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 from signed_requests import BODY, NOW, SECRET, Headers, StoppedClock, make_record, replaced, signed_headers, without
 from yarl import URL
@@ -366,11 +366,40 @@ async def test_body_larger_than_the_applications_limit() -> None:
 
 
 @pytest.mark.parametrize("body", [gzip.compress(BODY), b"no gzip"])
-async def test_compressed_body(body: bytes) -> None:
-    """A compressed body, which the server unpacks before anybody can check it, is refused; a broken one as well."""
+async def test_compressed_body(caplog: pytest.LogCaptureFixture, body: bytes) -> None:
+    """A compressed body, which the server unpacks before anybody can check it, is refused, and the log says what helps."""
     record = make_record(payload=body, headers=(("Content-Encoding", "gzip"),))
 
     assert 403 == await status_of(task(Calls()), record)
+    assert ["The body of task welcome-1 was unpacked before it could be checked; run the server with auto_decompress=False."] == [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+
+
+@pytest.mark.parametrize("body", [gzip.compress(BODY), b"no gzip"])
+async def test_compressed_body_that_stays_so(body: bytes) -> None:
+    """A server that does not unpack bodies gives the handler what was added, byte for byte."""
+    calls = Calls()
+    runner = web.AppRunner(make_app(task(calls)), auto_decompress=False)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    record = make_record(payload=body, headers=(("Content-Encoding", "gzip"),))
+    async with ClientSession() as session:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/worker"
+        async with session.post(url, data=body, headers=signed_headers(record)) as response:
+            assert 200 == response.status
+    await runner.cleanup()
+
+    assert [body] == calls.bodies
+
+
+async def test_other_body_is_not_called_unpacked(caplog: pytest.LogCaptureFixture) -> None:
+    """Whose body is another for another reason, or whose head is refused, is not told of compression."""
+    async with serve(make_app(task(Calls()))) as client:
+        assert 403 == await deliver(client, make_record(), body=b"other")
+        assert 403 == await deliver(client, make_record(), [("Content-Encoding", "gzip")], body=gzip.compress(BODY))
+
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def send_head(client: Client, headers: Headers) -> bytes:

@@ -9,10 +9,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import aiohttp
+import anyio.lowlevel
 
-from aiotaskqueue.delivery._base import DETAIL_BYTES, Answer, FailureReason, NoAnswer
-from aiotaskqueue.delivery._connection import MalformedBodyError, SentOnceError
+from aiotaskqueue.delivery._base import DETAIL_BYTES, SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
+from aiotaskqueue.delivery._connection import SentOnceError
 from aiotaskqueue.delivery._detail import safe_text
+from aiotaskqueue.delivery._head import MalformedError
 from aiotaskqueue.errors import Error
 
 if TYPE_CHECKING:
@@ -38,8 +40,6 @@ class BadAnswerError(Exception):
 async def read_answer(response: aiohttp.ClientResponse, attempt: Attempt, max_body_bytes: int) -> Answer:
     """Read `response` to its end; a connection that then has something left is closed, not reused."""
     try:
-        if response.status < 100:
-            raise BadAnswerError(FailureReason.MALFORMED, f"Status {response.status:03} is none of HTTP.")
         start = await _read_body(response, attempt, max_body_bytes)
     finally:
         _leave_connection(response, attempt)
@@ -57,6 +57,8 @@ def explain_failure(exc: Exception, attempt: Attempt | None) -> NoAnswer:
     """
     if isinstance(exc, SentOnceError) and isinstance(exc.__cause__, Exception):
         exc = exc.__cause__
+    if attempt is not None and isinstance(exc, aiohttp.ClientPayloadError):
+        exc = attempt.fault or exc
     reason = FailureReason.ERROR if attempt is None else _classify(exc, attempt)
     detail = _SENTENCES.get(reason) or _message(exc, reason)
     return NoAnswer(reason, safe_text(detail, attempt.signature if attempt else ""))
@@ -72,6 +74,9 @@ async def _read_body(response: aiohttp.ClientResponse, attempt: Attempt, max_bod
     # A body that is there as a whole is not even looked at.
     while not content.is_eof() and content.total_bytes <= max_body_bytes:
         await content.readany()
+        if not content.is_eof():
+            # aiohttp has more at hand, perhaps for long: four bytes of chunks make one of body. Others want a turn as well.
+            await anyio.lowlevel.checkpoint()
     if content.total_bytes > max_body_bytes:
         raise BadAnswerError(FailureReason.TOO_LARGE, f"The body is larger than {max_body_bytes} bytes.")
     if attempt.was_reset and _ends_with_connection(response):
@@ -89,11 +94,13 @@ async def _read_start(content: aiohttp.StreamReader, size: int) -> bytes:
 def _ends_with_connection(response: aiohttp.ClientResponse) -> bool:
     """Whether only the end of the connection ends the body: aiohttp then takes a reset for a proper end."""
     headers = response.headers
-    return not (response.content is aiohttp.EMPTY_PAYLOAD or "Content-Length" in headers or "Transfer-Encoding" in headers)
+    # Of all codings only chunks have an end of their own (RFC 9112 section 6.3).
+    last_coding = ",".join(headers.getall("Transfer-Encoding", ())).rpartition(",")[2].strip()
+    return not (response.content is aiohttp.EMPTY_PAYLOAD or "Content-Length" in headers or last_coding.lower() == "chunked")
 
 
 def _leave_connection(response: aiohttp.ClientResponse, attempt: Attempt) -> None:
-    if response.connection is None and response.status >= 100:
+    if response.connection is None:
         attempt.end()
         return
     response.close()
@@ -101,6 +108,8 @@ def _leave_connection(response: aiohttp.ClientResponse, attempt: Attempt) -> Non
 
 
 def _describe(response: aiohttp.ClientResponse, start: bytes, secret: str) -> str:
+    if response.status == 403 and secret and not start:
+        return SIGNATURE_REFUSED
     text = start.decode(errors="replace")
     location = response.headers.get("Location")
     if location is not None and 300 <= response.status < 400:
@@ -112,7 +121,7 @@ def _classify(exc: Exception, attempt: Attempt) -> FailureReason:
     if isinstance(exc, BadAnswerError):
         return exc.reason
     if isinstance(exc, aiohttp.ClientPayloadError):
-        return FailureReason.MALFORMED if isinstance(exc, MalformedBodyError) else FailureReason.TRUNCATED
+        return FailureReason.MALFORMED if isinstance(exc, MalformedError) else FailureReason.TRUNCATED
     if isinstance(exc, aiohttp.ClientResponseError):
         return FailureReason.MALFORMED
     if not isinstance(exc, (aiohttp.ClientConnectionError, OSError, UnicodeError)):

@@ -10,7 +10,7 @@ connection ended. Three pieces give them, by public means of aiohttp and asyncio
 * `SendingRequest` (the session's `request_class`) tells its attempt when aiohttp has a connection and is about to write.
 * `Tap` is a protocol between the transport and aiohttp's own, put there once per connection. It sees every byte that
   comes in. Bytes that come while nobody asked belong to no request: it closes the connection, or the next task on it
-  would be answered by them (RELIABILITY row 82, P6).
+  would be answered by them (RELIABILITY row 82, P6). And it passes on a head only when that is whole and good.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import ClientOSError, ClientPayloadError, ClientRequest, ServerDisconnectedError
+from aiohttp import ClientOSError, ClientRequest, ServerDisconnectedError
+from aiohttp.http import HttpProcessingError
+
+from aiotaskqueue.delivery._head import MalformedError, split_head
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -33,10 +36,6 @@ if TYPE_CHECKING:
 
 class SentOnceError(Exception):
     """Wraps the error of a connection (its `__cause__`), so that aiohttp does not send the request a second time."""
-
-
-class MalformedBodyError(ClientPayloadError):
-    """What came in the place of a body, or of the rest of one, is not HTTP."""
 
 
 class Attempt:
@@ -120,6 +119,11 @@ class Attempt:
         return self.is_reused and (self._tap is None or not self._tap.has_received)
 
     @property
+    def fault(self) -> MalformedError | None:
+        """What aiohttp refused of the answer, after its head; the reader of the body is only told that it did not end."""
+        return None if self._tap is None else self._tap.fault
+
+    @property
     def was_reset(self) -> bool:
         """Whether the connection ended by an error and not by the worker's closing it."""
         assert self._tap is not None
@@ -140,22 +144,26 @@ class SendingRequest(ClientRequest):
 class Tap(asyncio.Protocol):
     """Stands between a transport and aiohttp's protocol for as long as the connection lives."""
 
-    __slots__ = ("_content", "_protocol", "error", "has_received", "is_lost", "transport", "user")
+    __slots__ = ("_begun", "_content", "_is_head_over", "_protocol", "error", "fault", "has_received", "is_lost", "transport", "user")
 
     def __init__(self, transport: asyncio.Transport, protocol: ResponseHandler) -> None:
         self.transport = transport
         self._protocol = protocol
         self._content: StreamReader | None = None
+        self._begun = b""
+        self._is_head_over = False
         self.user: Attempt | None = None
         self.has_received = False
         self.is_lost = False
         self.error: Exception | None = None
+        self.fault: MalformedError | None = None
         transport.set_protocol(self)
 
     def begin(self, user: Attempt) -> None:
         """Hand the connection to `user`."""
         self.user = user
-        self.has_received = False
+        self.has_received = self._is_head_over = False
+        self._begun = b""
         self._content = None
 
     def watch(self, content: StreamReader) -> None:
@@ -165,12 +173,28 @@ class Tap(asyncio.Protocol):
             self._break_content()
 
     def data_received(self, data: bytes) -> None:
-        """Pass `data` on to aiohttp, if somebody waits for it."""
+        """Pass `data` on to aiohttp, if somebody waits for it and it may be an answer."""
         if self.user is None:
             self.transport.close()
             return
         self.has_received = True
-        self._protocol.data_received(data)
+        if self._is_head_over:
+            self._protocol.data_received(data)
+            return
+        try:
+            head, rest = split_head(self._begun + data)
+        except MalformedError as exc:
+            self._protocol.set_exception(exc)
+            self.transport.abort()
+            return
+        if not head:
+            self._begun = rest
+            return
+        self._is_head_over = True
+        # In two: a complete answer counts whatever comes behind it, and aiohttp passes on nothing of a piece with a fault in it.
+        self._protocol.data_received(head)
+        if rest:
+            self._protocol.data_received(rest)
 
     def eof_received(self) -> None:
         """Pass it on."""
@@ -180,6 +204,9 @@ class Tap(asyncio.Protocol):
         """Remember how it ended, and pass it on."""
         self.is_lost = True
         self.error = exc
+        refusal = self._protocol.exception()
+        if isinstance(refusal, HttpProcessingError):
+            self.fault = MalformedError(refusal.message)
         self._protocol.connection_lost(exc)
         self._break_content()
 
@@ -194,4 +221,4 @@ class Tap(asyncio.Protocol):
     def _break_content(self) -> None:
         content = self._content
         if content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(MalformedBodyError("The body is malformed."))
+            content.set_exception(self.fault or MalformedError("The connection ended within the body."))

@@ -23,6 +23,9 @@ from aiotaskqueue.delivery.http import HTTPDelivery
 from aiotaskqueue.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from aiotaskqueue._clock import Clock
     from aiotaskqueue._record import TaskRecord
     from aiotaskqueue.signing import KeyRing
@@ -117,12 +120,14 @@ class AppDelivery(Delivery):
                 os.close(alive)
 
     def _make_runner(self) -> web.BaseRunner:
+        # A body that aiohttp unpacks, for its Content-Encoding, is not the one that was signed.
+        arguments: Mapping[str, Any] = {"access_log": None, "handler_cancellation": True, "auto_decompress": False}
         if not self._is_run_elsewhere:
-            return web.AppRunner(self._app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, handler_cancellation=True)
+            return web.AppRunner(self._app, shutdown_timeout=SHUTDOWN_SECONDS, **arguments)
         # aiohttp has no public way to serve a started application once more: these two names are what its own AppRunner
         # passes to the server. tests/test_delivery_aiohttp_app.py fails when they go away.
         make_request = self._app._make_request
-        server = web.Server(self._app._handle, request_factory=make_request, access_log=None, handler_cancellation=True)  # type: ignore[arg-type]
+        server = web.Server(self._app._handle, request_factory=make_request, **arguments)  # type: ignore[arg-type]
         return web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
 
 

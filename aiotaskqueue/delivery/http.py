@@ -151,10 +151,12 @@ class HTTPDelivery(Delivery):
             self._attempts.discard(attempt)
 
     def _make_connector(self) -> aiohttp.BaseConnector:
-        # No limit: the dispatcher has one. No DNS cache: it would pin a target that has moved (RELIABILITY H14).
+        # No limit: the dispatcher has one.
         if self._unix_socket is not None:
             return aiohttp.UnixConnector(self._unix_socket, keepalive_timeout=KEEP_ALIVE_SECONDS, limit=0)
-        return aiohttp.TCPConnector(ssl=self._ssl, keepalive_timeout=KEEP_ALIVE_SECONDS, limit=0, use_dns_cache=False)
+        # What DNS says is not kept, which would pin a target that has moved (RELIABILITY H14); but those who ask at the same
+        # time ask once: each question takes a thread of the event loop's pool, which the application needs as well (row 73).
+        return aiohttp.TCPConnector(ssl=self._ssl, keepalive_timeout=KEEP_ALIVE_SECONDS, limit=0, use_dns_cache=True, ttl_dns_cache=0)
 
     def _opened(self) -> tuple[Clock, aiohttp.ClientSession]:
         if self._clock is None or self._session is None:

@@ -232,6 +232,10 @@ def _empty_response(request: web.Request, status: int) -> web.Response:
 # --- the access check ----------------------------------------------------------------------------------------------
 
 
+# So it looks when aiohttp has unpacked a body, which was signed as it was sent.
+_BODY_IS_OTHER = frozenset({RefusalReason.BAD_BODY, RefusalReason.UNREADABLE_BODY})
+
+
 class _Gate:
     """What the access check says about one request."""
 
@@ -258,6 +262,11 @@ class _Gate:
             refusal = await self._check.admit(self._head, functools.partial(_read_body, request))
             if refusal is None:
                 return self._head.info
+            if refusal.reason in _BODY_IS_OTHER and "Content-Encoding" in request.headers:
+                logger.warning(
+                    "The body of task %s was unpacked before it could be checked; run the server with auto_decompress=False.",
+                    self._head.info.name,
+                )
         else:
             refusal = self._head
         self._check.reject(refusal)
