@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import logging
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -20,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiotaskqueue import signing
-from aiotaskqueue._clock import Cutoff, SystemClock
+from aiotaskqueue._clock import SystemClock, Timer
 from aiotaskqueue._record import TaskRecord, TaskState
 from aiotaskqueue.delivery._base import SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
-from aiotaskqueue.delivery.http import KEPT_URL_LENGTH, HTTPDelivery
+from aiotaskqueue.delivery.http import HTTPDelivery
 from aiotaskqueue.errors import ConfigError
 
 pytestmark = pytest.mark.anyio
@@ -275,7 +276,7 @@ async def check_paths(urls: list[str]) -> None:
 
 async def test_long_url() -> None:
     """A URL that is too long to be kept is sent like any other."""
-    url = "/worker?" + "x" * 3 * KEPT_URL_LENGTH
+    url = "/worker?" + "x" * 2000
 
     assert (await send(make_record(url=url))).startswith(f"POST {url} HTTP/1.1\r\n".encode())
 
@@ -573,23 +574,40 @@ async def test_deadline_does_not_round_up() -> None:
     """The deadline is set to the microsecond, also above 5 seconds (H2)."""
     moments: list[float] = []
 
-    class NotingCutoff(Cutoff):
-        def reschedule(self, when: float) -> None:
-            moments.append(when)
-
     class NotingClock(SystemClock):
         def monotonic(self) -> float:
             return 100.25
 
-        def cutoff(self, when: float) -> Cutoff:
+        def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
             moments.append(when)
-            return NotingCutoff(SystemClock(), super().monotonic() + 60.0)
+            return super().call_at(super().monotonic() + 60.0, callback)
 
     async with raw_server(answering(OK)) as server, opened(server.base_url) as delivery:
         await delivery.open(NotingClock())
         await delivery.deliver(RECORD, deadline_seconds=30.0)
 
     assert [105.25, 131.25] == moments
+
+
+class PoolClock(SystemClock):
+    """A clock that stands still, whose timers are fired by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Callable[[], object]] = []
+
+    def monotonic(self) -> float:
+        """Return the time that was set."""
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Keep the callback."""
+        self.timers.append(callback)
+        return super().call_at(super().monotonic() + 60.0, callback)
+
+    def fire(self) -> None:
+        """Call the last timer's callback."""
+        self.timers[-1]()
 
 
 # --- connections ---------------------------------------------------------------------------------------------------------
@@ -609,14 +627,31 @@ async def test_connections_are_kept() -> None:
 @pytest.mark.parametrize(("idle_seconds", "connections"), [(3.9, 1), (4.1, 2)])
 async def test_idle_connections_are_not_used(monkeypatch: pytest.MonkeyPatch, idle_seconds: float, connections: int) -> None:
     """A connection that was idle for more than 4 seconds is not used again: many servers close theirs after 5 (H1)."""
-    now = 0.0
-    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: now)
+    clock = PoolClock()
     async with raw_server(answering(OK)) as server, opened(server.base_url) as delivery:
+        monkeypatch.setattr(delivery._pool, "_clock", clock)
         await delivery.deliver(RECORD, deadline_seconds=1.0)
-        now = idle_seconds
+        clock.now = idle_seconds
         await delivery.deliver(RECORD, deadline_seconds=1.0)
 
     assert connections == server.connections
+
+
+@pytest.mark.parametrize(("idle_seconds", "kept"), [([0.0, 3.9], [True, True]), ([4.0, 1.0], [False, True]), ([5.0, 4.0], [False, False])])
+async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch, idle_seconds: list[float], kept: list[bool]) -> None:
+    """Connections that nobody needs are closed after 4 seconds, and those younger later."""
+    clock = PoolClock()
+    async with raw_server(answering(0.01, OK)) as server, opened(server.base_url) as delivery:
+        monkeypatch.setattr(delivery._pool, "_clock", clock)
+        await asyncio.gather(*(delivery.deliver(RECORD, deadline_seconds=1.0) for _ in idle_seconds))
+        connections = list(delivery._pool._idle)
+        for connection, seconds in zip(connections, idle_seconds, strict=True):
+            connection.idle_since = 10.0 - seconds
+        clock.now = 10.0
+        clock.fire()
+
+        assert kept == [connection.is_usable for connection in connections]
+        assert any(kept) == (len(clock.timers) == 2)
 
 
 async def play_once(peer: Peer) -> None:
@@ -818,6 +853,29 @@ async def test_close_during_a_delivery() -> None:
         assert [NoAnswer(FailureReason.CANCELLED, "The delivery was closed.")] * 2 == await asyncio.gather(*attempts)
 
 
+async def test_close_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that gets its connection after the close ends as cancelled, and the connection ends as well."""
+    original = asyncio.base_events.BaseEventLoop.create_connection
+    connecting = asyncio.Event()
+    transports: list[asyncio.Transport] = []
+
+    async def create_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+        transport, protocol = await original(self, *args, **kwargs)
+        transports.append(transport)
+        connecting.set()
+        await asyncio.sleep(0.01)
+        return transport, protocol
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "create_connection", create_connection)
+    async with raw_server(answering(OK)) as server, opened(server.base_url) as delivery:
+        attempt = asyncio.ensure_future(delivery.deliver(RECORD, deadline_seconds=9.0))
+        await connecting.wait()
+        await delivery.aclose()
+
+        assert NoAnswer(FailureReason.CANCELLED, "The delivery was closed.") == await attempt
+        assert [True] == [transport.is_closing() for transport in transports]
+
+
 @pytest.mark.parametrize("steps", [(60.0,), (OK_HEAD, 60.0)])
 async def test_cancellation(steps: tuple[bytes | float, ...]) -> None:
     """A cancelled delivery raises CancelledError and ends its connection, before the answer and within it."""
@@ -871,6 +929,18 @@ async def test_error_before_the_attempt() -> None:
 
     assert FailureReason.ERROR is reason_of(outcome)
     assert "näme" not in outcome.detail
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no uvloop for Windows")
+def test_uvloop() -> None:
+    """Deliveries work on uvloop's loop as on asyncio's."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        outcomes = [runner.run(deliver_to(play)) for play in (answering(OK), answering(TEAPOT), answering(then_close=True))]
+
+    assert [Answer(200), Answer(418)] == outcomes[:2]
+    assert FailureReason.DISCONNECTED is reason_of(outcomes[2])
 
 
 async def test_real_worker() -> None:

@@ -8,12 +8,10 @@ import sys
 
 import aiohttp
 import pytest
-from aiohttp.client_proto import ResponseHandler
-from hostile import OK, OK_HEAD, Peer, Play, answering, play_silence, raw_server, resetting
+from hostile import OK, OK_HEAD, Peer, Play, answering, raw_server, resetting
 from test_delivery_http import RECORD, deliver_to, opened, reason_of
 
 from aiotaskqueue.delivery._base import FailureReason, NoAnswer
-from aiotaskqueue.delivery._connection import Tap
 from aiotaskqueue.delivery._head import MAX_HEAD_BYTES, MalformedError, split_head
 
 pytestmark = pytest.mark.anyio
@@ -136,22 +134,6 @@ async def test_malformed_end_says_what_is_wrong(steps: tuple[bytes | float, ...]
 
     assert MALFORMED is reason_of(outcome)
     assert outcome.detail.startswith(("Too many headers", "Invalid character in chunk size"))
-
-
-async def test_body_of_a_lost_connection() -> None:
-    """Nor does a reader wait whose connection was lost in the same turn; with asyncio's own loop that does not occur."""
-    loop = asyncio.get_running_loop()
-    async with raw_server(play_silence) as server:
-        port = int(server.base_url.rpartition(":")[2])
-        transport, protocol = await loop.create_connection(lambda: ResponseHandler(loop), "127.0.0.1", port)
-        tap = Tap(transport, protocol)
-        transport.abort()
-        await asyncio.sleep(0.01)
-        content = aiohttp.StreamReader(protocol, 65536, loop=loop)
-        tap.watch(content)
-
-        with pytest.raises(MalformedError):
-            await content.read()
 
 
 @pytest.mark.parametrize("answer", cases(LENIENT))

@@ -1,224 +1,254 @@
-"""What HTTPDelivery must know about its connections, and aiohttp does not say.
+"""One connection of HTTPDelivery: writes a request, reads the answer to its end, and does so again.
 
-Theory of operation. An attempt needs four answers: when the first byte was sent (its deadline counts from there, and
-what fails earlier was no execution), whether the connection was used before, whether a byte has been answered since
-(a reused connection that dies before that was most likely closed before we wrote: RELIABILITY H1), and how the
-connection ended. Three pieces give them, by public means of aiohttp and asyncio only:
+Theory of operation. A connection is a protocol of asyncio's that carries one exchange at a time. Bytes that come in go
+through the head's reader (`_head`) and aiohttp's parser at once, in the callback that brings them; the body is read only
+to find its end, counted and thrown away. However an exchange ends, its future gets an Answer or a NoAnswer, never an
+error. So nothing is awaited but that one future, and what a session does for each request besides (redirects, cookies,
+proxies, a second try) is not there.
 
-* `Attempt` is the client middleware of one request. It gives itself to the request, and it turns the two errors after
-  which aiohttp sends an idempotent request once more into one after which it does not.
-* `SendingRequest` (the session's `request_class`) tells its attempt when aiohttp has a connection and is about to write.
-* `Tap` is a protocol between the transport and aiohttp's own, put there once per connection. It sees every byte that
-  comes in. Bytes that come while nobody asked belong to no request: it closes the connection, or the next task on it
-  would be answered by them (RELIABILITY row 82, P6). And it passes on a head only when that is whole and good.
+Bytes that come while nobody asked belong to no request: they end the connection, or the next task on it would be answered
+by them (RELIABILITY row 82, P6). A reused connection that ends before the first byte of an answer was most likely closed
+before we wrote (H1): that is told apart as *stale*.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from aiohttp import ClientOSError, ClientRequest, ServerDisconnectedError
-from aiohttp.http import HttpProcessingError
+from aiohttp import EMPTY_PAYLOAD
+from aiohttp.http import HttpProcessingError, HttpResponseParser
 
+from aiotaskqueue._clock import Cutoff
+from aiotaskqueue.delivery._base import DETAIL_BYTES, SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
+from aiotaskqueue.delivery._detail import safe_text
 from aiotaskqueue.delivery._head import MalformedError, split_head
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Any
+    from aiohttp import StreamReader
+    from aiohttp.base_protocol import BaseProtocol
+    from aiohttp.http import RawResponseMessage
 
-    from aiohttp import ClientHandlerType, ClientResponse, StreamReader
-    from aiohttp.client_proto import ResponseHandler
-    from aiohttp.connector import Connection
+    from aiotaskqueue.delivery._request import Request
 
-    from aiotaskqueue._clock import Clock, Cutoff
+# Read in one turn of the loop, so that a body of the tiniest chunks keeps nobody else waiting.
+READ_BYTES = 16 * 1024
+
+# aiohttp's own limits of a head (RELIABILITY T15).
+MAX_LINE_BYTES = MAX_FIELD_BYTES = 8190
+MAX_HEADERS = 128
+
+_SUCCESS = Answer(200)
+
+_SENTENCES = {
+    FailureReason.STALE: "The kept connection was closed before the request came.",
+    FailureReason.DISCONNECTED: "The connection ended before the answer.",
+    FailureReason.TRUNCATED: "The connection ended before the end of the body.",
+}
+
+Result = Answer | NoAnswer
 
 
-class SentOnceError(Exception):
-    """Wraps the error of a connection (its `__cause__`), so that aiohttp does not send the request a second time."""
-
-
-class Attempt:
-    """One request on its way, and the client middleware that follows it.
+class Connection(asyncio.BufferedProtocol):
+    """A connection to a target.
 
     Args:
-        headers: What the request is to say, besides what aiohttp says for every request.
-        clock: Tells when the first byte is sent.
-        cutoff: Ends the attempt; set for connecting, moved when the first byte is sent.
-        limit_seconds: How long the answer may take from the first byte.
+        transport: Connected; its protocol is this one from now on.
+        max_body_bytes: A larger body ends an exchange.
     """
 
-    __slots__ = ("_clock", "_cutoff", "_headers", "_limit_seconds", "_tap", "is_reused", "was_sent")
+    # What aiohttp's reader of a body asks of a protocol, to hold it up; here it never has to.
+    _reading_paused = False
 
-    def __init__(self, headers: list[tuple[str, str]], clock: Clock, cutoff: Cutoff, limit_seconds: float) -> None:
-        self._headers = headers
-        self._clock = clock
-        self._cutoff = cutoff
-        self._limit_seconds = limit_seconds
-        self._tap: Tap | None = None
-        self.is_reused = False
-        self.was_sent = False
-
-    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        """Send `request` once."""
-        assert isinstance(request, SendingRequest)
-        request.attempt = self
-        # Given to session.request, they would be copied twice, header by header (8 us); and this replaces aiohttp's own.
-        request.headers.update(self._headers)
-        # Whatever the task says: what is not compressed needs no decompression (RELIABILITY H6).
-        request.headers["Accept-Encoding"] = "identity"
-        try:
-            return await handler(request)
-        except (ClientOSError, ServerDisconnectedError) as exc:
-            raise SentOnceError from exc
-
-    def begin(self, connection: Connection) -> None:
-        """Take `connection` over: the next thing that happens to it is the first byte."""
-        transport, protocol = connection.transport, connection.protocol
-        if transport is None or protocol is None:
-            raise ServerDisconnectedError
-        tap = transport.get_protocol()
-        self.is_reused = isinstance(tap, Tap)
-        if protocol.should_close:
-            # Something came after the previous answer, in the turn in which that was read.
-            raise ServerDisconnectedError
-        if not isinstance(tap, Tap):
-            tap = Tap(transport, protocol)
-        tap.begin(self)
-        self._tap = tap
-        self.was_sent = True
-        self._cutoff.reschedule(self._clock.monotonic() + self._limit_seconds)
-
-    def watch(self, content: StreamReader) -> None:
-        """Make sure that whoever reads `content` gets an error when the connection ends first.
-
-        aiohttp leaves the reader waiting for ever when a malformed chunk comes after the head has been handed out.
-        """
-        assert self._tap is not None
-        self._tap.watch(content)
-
-    def end(self) -> None:
-        """Leave the connection, which was read to the end, to the next attempt; it may have it already."""
-        assert self._tap is not None
-        if self._tap.user is self:
-            self._tap.user = None
-
-    def abort(self) -> None:
-        """End the connection at once, unless it was left: aiohttp's close waits for unsent bytes, which a worker may never read."""
-        if self._tap is not None and self._tap.user is self:
-            self._tap.transport.abort()
-
-    @property
-    def signature(self) -> str:
-        """The signature, which must not get into what is kept of the answer; empty if the request is not signed."""
-        return next((value for name, value in self._headers if name == "Signature"), "")
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether an error of the connection means that it had been closed before the request came."""
-        return self.is_reused and (self._tap is None or not self._tap.has_received)
-
-    @property
-    def fault(self) -> MalformedError | None:
-        """What aiohttp refused of the answer, after its head; the reader of the body is only told that it did not end."""
-        return None if self._tap is None else self._tap.fault
-
-    @property
-    def was_reset(self) -> bool:
-        """Whether the connection ended by an error and not by the worker's closing it."""
-        assert self._tap is not None
-        return self._tap.error is not None
-
-
-class SendingRequest(ClientRequest):
-    """A request that tells its attempt when it is about to be written."""
-
-    attempt: Attempt
-
-    def send(self, conn: Connection) -> Coroutine[Any, Any, ClientResponse]:
-        """Write the request to `conn`."""
-        self.attempt.begin(conn)
-        return super().send(conn)
-
-
-class Tap(asyncio.Protocol):
-    """Stands between a transport and aiohttp's protocol for as long as the connection lives."""
-
-    __slots__ = ("_begun", "_content", "_is_head_over", "_protocol", "error", "fault", "has_received", "is_lost", "transport", "user")
-
-    def __init__(self, transport: asyncio.Transport, protocol: ResponseHandler) -> None:
-        self.transport = transport
-        self._protocol = protocol
-        self._content: StreamReader | None = None
+    def __init__(self, transport: asyncio.Transport, max_body_bytes: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._max_body_bytes = max_body_bytes
+        self._buffer = bytearray(READ_BYTES)
+        self._is_lost = False
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        """Done when the connection has ended."""
+        self.idle_since = 0.0
+        """For the pool."""
+        self._uses = 0
+        self._request: Request | None = None
+        self._result: asyncio.Future[Result] | None = None
         self._begun = b""
-        self._is_head_over = False
-        self.user: Attempt | None = None
-        self.has_received = False
-        self.is_lost = False
-        self.error: Exception | None = None
-        self.fault: MalformedError | None = None
+        self._has_received = False
+        self._message: RawResponseMessage | None = None
+        self._body: StreamReader = EMPTY_PAYLOAD
+        self._start = b""
         transport.set_protocol(self)
 
-    def begin(self, user: Attempt) -> None:
-        """Hand the connection to `user`."""
-        self.user = user
-        self.has_received = self._is_head_over = False
-        self._begun = b""
-        self._content = None
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request can be written."""
+        return not self._is_lost and not self._transport.is_closing()
 
-    def watch(self, content: StreamReader) -> None:
-        """End `content` with an error when the connection ends first."""
-        self._content = content
-        if self.is_lost:
-            self._break_content()
+    @property
+    def has_head(self) -> bool:
+        """Whether the head of the last request's answer has come."""
+        return self._message is not None
 
-    def data_received(self, data: bytes) -> None:
-        """Pass `data` on to aiohttp, if somebody waits for it and it may be an answer."""
-        if self.user is None:
-            self.transport.close()
+    def send(self, request: Request) -> asyncio.Future[Result]:
+        """Write `request`; the future tells how it ended, and has no exception. One at a time."""
+        self._uses += 1
+        self._request = request
+        self._result = self._loop.create_future()
+        self._begun, self._has_received = b"", False
+        self._message, self._body, self._start = None, EMPTY_PAYLOAD, b""
+        self._transport.write(request.data)
+        return self._result
+
+    def expire(self, result: asyncio.Future[Result], late: NoAnswer, turns_left: int = Cutoff.GRACE_TURNS) -> None:
+        """End the exchange of that future with `late`, unless its answer is here already.
+
+        An answer and the timer can become due in one turn of a busy event loop: the answer is looked for first (P8).
+        """
+        if result.done():
             return
-        self.has_received = True
-        if self._is_head_over:
-            self._protocol.data_received(data)
+        if turns_left:
+            self._loop.call_soon(self.expire, result, late, turns_left - 1)
+        else:
+            self.abort(late)
+
+    def abort(self, result: Result | None = None) -> None:
+        """End the connection at once, and an exchange with `result`; what is not sent yet, which a worker may never read, is dropped."""
+        if result is not None:
+            self._end(result)
+        self._result = None
+        self._transport.abort()
+
+    # --- the protocol ---
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Return where to read into: not much at once, however much there is, for others want a turn as well."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Read on."""
+        if self._result is None:
+            self.abort()
             return
+        data = bytes(memoryview(self._buffer)[:nbytes])
+        self._has_received = True
         try:
-            head, rest = split_head(self._begun + data)
+            if self._message is None:
+                data = self._read_head(self._begun + data)
+            is_spoilt = bool(data) and self._feed(data)
         except MalformedError as exc:
-            self._protocol.set_exception(exc)
-            self.transport.abort()
-            return
-        if not head:
-            self._begun = rest
-            return
-        self._is_head_over = True
-        # In two: a complete answer counts whatever comes behind it, and aiohttp passes on nothing of a piece with a fault in it.
-        self._protocol.data_received(head)
-        if rest:
-            self._protocol.data_received(rest)
-
-    def eof_received(self) -> None:
-        """Pass it on."""
-        self._protocol.eof_received()
+            self._fail(FailureReason.MALFORMED, str(exc))
+        except HttpProcessingError as exc:
+            self._fail(FailureReason.MALFORMED, exc.message)
+        else:
+            if self._message is not None:
+                self._read_body(self._message, is_spoilt=is_spoilt)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remember how it ended, and pass it on."""
-        self.is_lost = True
-        self.error = exc
-        refusal = self._protocol.exception()
-        if isinstance(refusal, HttpProcessingError):
-            self.fault = MalformedError(refusal.message)
-        self._protocol.connection_lost(exc)
-        self._break_content()
+        """End the exchange by what has come so far."""
+        self._is_lost = True
+        self.lost.set_result(None)
+        if self._result is None:
+            return
+        if self._message is not None:
+            self._end_body(self._message, exc)
+        elif self._uses > 1 and not self._has_received:
+            self._fail(FailureReason.STALE)
+        else:
+            self._fail(FailureReason.DISCONNECTED)
 
-    def pause_writing(self) -> None:
-        """Pass it on."""
-        self._protocol.pause_writing()
+    def pause_reading(self) -> None:
+        """Do nothing: what comes is read at once and thrown away."""
 
-    def resume_writing(self) -> None:
-        """Pass it on."""
-        self._protocol.resume_writing()
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Do nothing."""
 
-    def _break_content(self) -> None:
-        content = self._content
-        if content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(self.fault or MalformedError("The connection ended within the body."))
+    # --- inside ---
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Read the head, once it has come as a whole; return what follows it."""
+        head, rest = split_head(data)
+        if not head:
+            self._begun = rest
+            return b""
+        assert self._request is not None
+        self._parser = HttpResponseParser(
+            cast("BaseProtocol", self),
+            self._loop,
+            READ_BYTES,
+            max_line_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            max_field_size=MAX_FIELD_BYTES,
+            response_with_body=self._request.method != "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+        )
+        # Apart from what follows: the parser passes on nothing of a piece with a fault in it.
+        [(self._message, self._body)], _, _ = self._parser.feed_data(head)
+        return rest
+
+    def _feed(self, data: bytes) -> bool:
+        """Read what follows a head; return whether there is more than the answer."""
+        if self._body.is_eof():
+            return True
+        try:
+            messages, is_upgraded, _ = self._parser.feed_data(data)
+        except HttpProcessingError:
+            # A complete answer counts, whatever comes behind it.
+            if not self._body.is_eof():
+                raise
+            return True
+        return bool(messages) or is_upgraded
+
+    def _read_body(self, message: RawResponseMessage, *, is_spoilt: bool) -> None:
+        body = self._body
+        if body is not EMPTY_PAYLOAD:
+            if body.total_bytes > self._max_body_bytes:
+                self._fail(FailureReason.TOO_LARGE, f"The body is larger than {self._max_body_bytes} bytes.")
+                return
+            piece = body.read_nowait()
+            if message.code != 200:
+                self._keep(piece)
+            if not body.is_eof():
+                return
+        self._end(_SUCCESS if message.code == 200 else self._describe(message))
+        # What is unsent now was not read, and what comes now was not asked for.
+        if is_spoilt or message.should_close or message.code == 101 or self._transport.get_write_buffer_size():
+            self.abort()
+
+    def _keep(self, piece: bytes) -> None:
+        """Keep the start of the body, as long as it may be shown and the signature that is taken out of it."""
+        assert self._request is not None
+        room = DETAIL_BYTES + len(self._request.signature) - len(self._start)
+        self._start += piece[:room]
+
+    def _end_body(self, message: RawResponseMessage, exc: Exception | None) -> None:
+        """End a body with the connection: that is its proper end if it named no length and the connection was not reset."""
+        try:
+            if exc is not None:
+                raise exc
+            self._parser.feed_eof()
+        except Exception:
+            self._fail(FailureReason.TRUNCATED)
+        else:
+            self._read_body(message, is_spoilt=True)
+
+    def _describe(self, message: RawResponseMessage) -> Answer:
+        assert self._request is not None
+        signature = self._request.signature
+        if message.code == 403 and signature and not self._start:
+            return Answer(403, message.headers.get("Retry-After"), SIGNATURE_REFUSED)
+        text = self._start.decode(errors="replace")
+        location = message.headers.get("Location")
+        if location is not None and 300 <= message.code < 400:
+            text = f"The redirect to {location} is not followed. {text}"
+        return Answer(message.code, message.headers.get("Retry-After"), safe_text(text, signature))
+
+    def _fail(self, reason: FailureReason, detail: str = "") -> None:
+        assert self._request is not None
+        self.abort(NoAnswer(reason, safe_text(detail or _SENTENCES[reason], self._request.signature)))
+
+    def _end(self, result: Result) -> None:
+        if self._result is not None and not self._result.done():
+            self._result.set_result(result)
+        self._result = None

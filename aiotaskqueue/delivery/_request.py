@@ -1,0 +1,113 @@
+"""The bytes of a delivery's request: line, headers, signature, body. Pure.
+
+They are written here and not by an HTTP library because that is quick: one text for the head, from parts most of which
+never change. What may be in it was checked when the task was made (SPEC 1.4, 1.5); the one thing that must never happen,
+a line break that somebody smuggled in, is looked for once more in the finished text.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiotaskqueue import signing
+from aiotaskqueue._headers import task_headers
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+    from aiotaskqueue._record import TaskRecord
+    from aiotaskqueue.signing import KeyRing
+
+# A request without a body says nothing of it where the method expects none. Source: RFC 9110 section 8.6.
+_BODILESS = frozenset({"GET", "HEAD"})
+
+
+class Request(NamedTuple):
+    """One request, ready to be written."""
+
+    data: bytes
+    method: str
+    signature: str
+    """What must not get into what is kept of the answer; empty if the request is not signed."""
+
+
+class RequestWriter:
+    """Writes the requests of one target.
+
+    Args:
+        base_url: Gives the Host header and the path that goes before every task's URL.
+        keys: Sign the requests; None: they are not signed.
+    """
+
+    def __init__(self, base_url: URL, keys: KeyRing | None) -> None:
+        self._prefix = base_url.raw_path.rstrip("/")
+        self._keys = keys
+        # Whatever the task says, nothing is to be compressed: so nothing needs decompression (RELIABILITY H6).
+        self._own = {
+            "host": f"Host: {base_url.host_port_subcomponent}",
+            "accept": "Accept: */*",
+            "accept-encoding": "Accept-Encoding: identity",
+            "user-agent": f"User-Agent: {_user_agent()}",
+        }
+        self._own_lines = list(self._own.values())
+
+    def write(self, record: TaskRecord, *, deadline_seconds: float, now: float) -> Request:
+        """Return the request of one attempt.
+
+        Args:
+            record: The leased task.
+            deadline_seconds: How long its handler may take.
+            now: The wall time, in seconds since 1970.
+
+        Raises:
+            ValueError: A header or the URL has a line break in it, or something to sign is not ASCII.
+        """
+        body = record.payload or b""
+        target = self._prefix + record.url
+        headers = task_headers(record, deadline_seconds=deadline_seconds)
+        lines = [f"{record.method} {target} HTTP/1.1", *self._lines_for(record, headers)]
+        signature = ""
+        if self._keys is not None:
+            path, _, query = target.partition("?")
+            headers += signing.sign(
+                self._keys,
+                method=record.method,
+                path=path,
+                query=query,
+                headers=headers,
+                body=body,
+                created=int(now),
+                deadline_seconds=deadline_seconds,
+            )
+            signature = headers[-1][1]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if body or record.method not in _BODILESS:
+            lines.append(f"Content-Length: {len(body)}")
+        return Request(_head(lines) + body, record.method, signature)
+
+    def _lines_for(self, record: TaskRecord, headers: list[tuple[str, str]]) -> list[str]:
+        """Return the lines of our own that the task does not replace; what it may not replace is taken out of `headers`."""
+        if not record.headers:
+            return self._own_lines
+        given = {name.lower() for name, _ in record.headers}
+        if "accept-encoding" in given:
+            given.remove("accept-encoding")
+            headers[:] = [header for header in headers if header[0].lower() != "accept-encoding"]
+        return [line for name, line in self._own.items() if name not in given]
+
+
+def _head(lines: list[str]) -> bytes:
+    text = "\r\n".join(lines)
+    breaks = len(lines) - 1
+    if text.count("\r") != breaks or text.count("\n") != breaks or "\0" in text:
+        raise ValueError("A header of the task has a line break or a NUL in it.")
+    return text.encode() + b"\r\n\r\n"
+
+
+def _user_agent() -> str:
+    try:
+        version = importlib.metadata.version("aiotaskqueue-embedded")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "aiotaskqueue"
+    return f"aiotaskqueue/{version}"
