@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue.stores._base import ATTEMPTS_KEPT, Dead, Delete, Retry, Settlement
@@ -12,6 +13,11 @@ from aiotaskqueue.stores._sqlite_rows import DELETE_ATTEMPTS, DELETE_BODY, INSER
 
 # By primary key; the token tells this attempt from a later one (fencing).
 DELETE_LEASED = "DELETE FROM taskqueue_task WHERE id = ? AND lease_token = ? AND state = 1"
+# The same for many, as one call: each call hands the interpreter's lock over and back, and the event loop is busy.
+DELETE_ALL_LEASED = """
+    DELETE FROM taskqueue_task WHERE id IN (SELECT CAST(key AS INTEGER) FROM json_each(?1))
+        AND (id, lease_token) IN (SELECT CAST(key AS INTEGER), value FROM json_each(?1)) AND state = 1
+"""
 RETRY_LEASED = """
     UPDATE taskqueue_task SET
         state = ?, eta_usec = ?, attempts = ?, executions = ?, previous_status = ?, retry_reason = ?, was_stale = ?, crashes = ?,
@@ -37,10 +43,11 @@ TRIM_ATTEMPTS = f"""
 """
 
 
-def settle(ids: Ids, connection: sqlite3.Connection, settlements: Iterable[Settlement], now_usec: int) -> list[TaskRecord]:
+def settle(ids: Ids, connection: sqlite3.Connection, settlements: Sequence[Settlement], now_usec: int) -> list[TaskRecord]:
     """Apply outcomes; return the tasks whose outcome was refused."""
     stale = []
     ended: dict[int, int] = {}
+    settlements = _settle_plain(ids, connection, settlements, ended)
     for settlement in settlements:
         queue_id = ids.queues[settlement.record.queue_name]
         if _settle_one(connection, settlement, queue_id, now_usec):
@@ -50,6 +57,33 @@ def settle(ids: Ids, connection: sqlite3.Connection, settlements: Iterable[Settl
     for queue_id, count in ended.items():
         connection.execute(COUNT_IN_FLIGHT, (queue_id, ids.process, -count))
     return stale
+
+
+def _settle_plain(
+    ids: Ids, connection: sqlite3.Connection, settlements: Sequence[Settlement], ended: dict[int, int]
+) -> Sequence[Settlement]:
+    """Delete the tasks that are done and left nothing behind, all at once; return the other settlements.
+
+    If any of these is stale, all are returned: which one it is, only one after the other tells.
+    """
+    plain = [settlement for settlement in settlements if _is_plain(settlement)]
+    if len(plain) < 2:
+        return settlements
+    tokens = json.dumps({settlement.record.id: settlement.record.lease_token for settlement in plain})
+    connection.execute("SAVEPOINT plain")
+    if connection.execute(DELETE_ALL_LEASED, (tokens,)).rowcount != len(plain):
+        connection.execute("ROLLBACK TO plain")
+        return settlements
+    connection.execute("RELEASE plain")
+    for settlement in plain:
+        queue_id = ids.queues[settlement.record.queue_name]
+        ended[queue_id] = ended.get(queue_id, 0) + 1
+    return [settlement for settlement in settlements if not _is_plain(settlement)]
+
+
+def _is_plain(settlement: Settlement) -> bool:
+    record, outcome = settlement.record, settlement.outcome
+    return isinstance(outcome, Delete) and outcome.tombstone_until_usec is None and record.lease_token == 1 and not is_large(record)
 
 
 def _settle_one(connection: sqlite3.Connection, settlement: Settlement, queue_id: int, now_usec: int) -> bool:
