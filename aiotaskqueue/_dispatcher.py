@@ -20,40 +20,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 
-import anyio
-import anyio.abc
 import attrs
 
+from aiotaskqueue._attempts import Attempts
 from aiotaskqueue._clock import Clock, SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._hint import Hints
-from aiotaskqueue._outcome import Attempt, decide
+from aiotaskqueue._lanes import Lanes
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue._supervisor import supervise
-from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
+from aiotaskqueue.delivery._base import Answer, Delivery, NoAnswer
 from aiotaskqueue.errors import ClosedError, OutcomeUnknownError, StoreError
 from aiotaskqueue.stores._base import Dead, Delete, Exchange, LeaseRequest, Retry, Settlement, Store
 
 logger = logging.getLogger("aiotaskqueue")
-
-# How long a target that is not up yet is left alone: from the first to the longest pause.
-FIRST_TARGET_PAUSE_USEC = 50_000
-LONGEST_TARGET_PAUSE_USEC = 1_000_000
 
 # After the store has failed, before the next turn.
 STORE_PAUSE_USEC = 200_000
 
 # After the attempts in flight have been given up, for writing that down.
 RECORDING_SECONDS = 0.5
-
-
-# A leased task, and its count as live work, which begins when it is handed over and not when its lane gets to it.
-_Job = tuple[TaskRecord, AbstractContextManager[None]]
 
 
 @attrs.define
@@ -66,14 +55,6 @@ class DispatcherStatistics:
     dead: int = 0
     stale_results: int = 0
     """Outcomes refused, since the task was not ours any more."""
-
-
-@attrs.define(eq=False)
-class _Lane:
-    """What a lane is doing: its task, and the future on which it waits for the next record."""
-
-    task: asyncio.Task[None]
-    next: asyncio.Future[_Job] | None = None
 
 
 class Dispatcher:
@@ -101,13 +82,10 @@ class Dispatcher:
         self._store = store
         self._clock = clock
         self._queues = queues
-        self._route = route
-        self._rng = rng
+        self._attempts = Attempts(clock=clock, queues=queues, route=route, rng=rng)
+        self._lanes = Lanes(self._attempt, clock)
         self._places = self._free_places = places
         self._wakeup = Wakeup()
-        self._lanes: set[_Lane] = set()
-        self._idle_lanes: list[_Lane] = []
-        self._lane_group: anyio.abc.TaskGroup | None = None
         self._settlements: list[Settlement] = []
         self._in_flight: set[bytes] = set()
         self._suspect: TaskRecord | None = None
@@ -118,12 +96,10 @@ class Dispatcher:
         self._has_forced = False
         self._is_paused = False
         self._is_draining = False
-        self._is_cut = False
         self._is_over = False
         self._waiting_for_idle: list[asyncio.Future[None]] = []
         self._waiting_for_drain: list[asyncio.Future[None]] = []
         self._waiting_for_attempt: dict[bytes, list[asyncio.Future[None]]] = {}
-        self._target_pauses: dict[Delivery, tuple[int, int]] = {}
         self._hints = Hints()
         self.trouble: StoreError | ClosedError | None = None
         """Why nothing is leased at the moment."""
@@ -167,7 +143,7 @@ class Dispatcher:
         Returns:
             How many, 0 to `wanted`; 0 while there is a backlog.
         """
-        if self._lane_group is None or self._is_draining or self._has_more or self._may_have_due or self._clock.is_held:
+        if not self._lanes.is_open or self._is_draining or self._has_more or self._may_have_due or self._clock.is_held:
             return 0
         if self._suspect_queue() is not None or self._is_paused:
             return 0
@@ -209,13 +185,11 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatch until drained."""
-        async with anyio.create_task_group() as self._lane_group:
+        async with self._lanes.open():
             try:
                 await supervise("dispatcher", self._run_turns, self._clock)
             finally:
                 self._is_over, self.trouble = True, None
-                self._lane_group.cancel_scope.cancel()
-                self._lane_group = None
                 self._let_everybody_go()
 
     def _let_everybody_go(self, exc: BaseException | None = None) -> None:
@@ -232,7 +206,7 @@ class Dispatcher:
 
         The time is real whatever clock the service has: whoever closes it wants it closed.
         """
-        self._is_draining = True
+        self._is_draining = self._attempts.is_draining = True
         if self._is_over:
             return
         drained = _new_future()
@@ -404,74 +378,11 @@ class Dispatcher:
         self._in_flight.add(record.uuid)
         if record.is_suspect:
             self._suspect = record
-        job = record, self._clock.activity()
-        if self._idle_lanes:
-            lane = self._idle_lanes.pop()
-            assert lane.next is not None
-            lane.next.set_result(job)
-        else:
-            assert self._lane_group is not None
-            self._lane_group.start_soon(self._run_lane, job)
-
-    async def _run_lane(self, job: _Job) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        lane = _Lane(task)
-        while True:
-            record, activity = job
-            self._lanes.add(lane)
-            try:
-                with activity:
-                    await self._attempt(record)
-            finally:
-                self._lanes.discard(lane)
-            lane.next = asyncio.get_running_loop().create_future()
-            self._idle_lanes.append(lane)
-            job = await lane.next
+        self._lanes.start(record)
 
     async def _attempt(self, record: TaskRecord) -> None:
-        config = self._queues[record.queue_name]
-        started_usec = self._clock.time_usec()
-        delivery = self._route(record)
-        result = await self._deliver(delivery, record, config)
-        is_target_up = delivery.has_answered and not self._is_draining
-        outcome = decide(
-            Attempt(
-                record=record,
-                config=config,
-                result=result,
-                started_usec=started_usec,
-                ended_usec=self._clock.time_usec(),
-                random_value=self._rng.random(),
-                is_target_up=is_target_up,
-                wait_usec=self._target_pause_usec(delivery, result),
-            )
-        )
+        outcome, result = await self._attempts.make(record)
         self._end(Settlement(record, outcome), result)
-
-    async def _deliver(self, delivery: Delivery, record: TaskRecord, config: QueueConfig) -> Answer | NoAnswer:
-        deadline_seconds = record.dispatch_deadline_seconds or config.dispatch_deadline_seconds
-        try:
-            if self._is_cut:
-                return NoAnswer(FailureReason.CANCELLED)
-            result = await delivery.deliver(record, deadline_seconds=deadline_seconds)
-            if not isinstance(result, Answer | NoAnswer):
-                raise TypeError(f"A delivery returns an Answer or a NoAnswer, not {result!r:.80}.")
-            return result
-        except asyncio.CancelledError:
-            if anyio.current_effective_deadline() == -math.inf:
-                # The lanes are ended.
-                raise
-            _forget_cancellation()
-            if self._is_cut:
-                return NoAnswer(FailureReason.CANCELLED, "The service was closed before the attempt ended.")
-            # Not logged as an error: so ends an event loop that is shut down with the service open.
-            return NoAnswer(FailureReason.ERROR, "The delivery was cancelled by somebody else.")
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as exc:
-            logger.exception("The delivery of task %r of queue %r failed.", record.name, record.queue_name)
-            return NoAnswer(FailureReason.ERROR, repr(exc)[:200])
 
     def _end(self, settlement: Settlement, result: Answer | NoAnswer) -> None:
         if self._suspect is settlement.record:
@@ -498,29 +409,10 @@ class Dispatcher:
         else:
             self._hints.give(record, result)
 
-    def _target_pause_usec(self, delivery: Delivery, result: Answer | NoAnswer) -> int:
-        """Return how long to leave a target alone; the pause doubles once it has passed, not with each task that waits."""
-        if not isinstance(result, NoAnswer) or result.reason is not FailureReason.UNREACHABLE:
-            self._target_pauses.pop(delivery, None)
-            return 0
-        now_usec = self._clock.time_usec()
-        since_usec, pause_usec = self._target_pauses.get(delivery, (now_usec, FIRST_TARGET_PAUSE_USEC))
-        if now_usec - since_usec >= pause_usec:
-            since_usec, pause_usec = now_usec, min(pause_usec * 2, LONGEST_TARGET_PAUSE_USEC)
-        self._target_pauses[delivery] = since_usec, pause_usec
-        return pause_usec
-
     def _cut(self) -> None:
         """Give up what is in flight."""
-        self._is_cut = True
-        for lane in self._lanes:
-            lane.task.cancel()
-
-
-def _forget_cancellation() -> None:
-    task = asyncio.current_task()
-    while task is not None and task.cancelling():
-        task.uncancel()
+        self._attempts.is_cut = True
+        self._lanes.cut()
 
 
 def _new_future() -> asyncio.Future[None]:
