@@ -462,6 +462,8 @@ class TaskQueueService:
         if self._keys is None:
             self._keys = KeyRing(await self._store.fetch_secrets(secret_numbers.token_bytes(SECRET_BYTES), now_usec=now_usec))
             self.access.use_keys(self._keys)
+        if self._dispatches or self._targets.is_embedded:
+            await self._check_keys(self._keys)
         await self._targets.open(self._keys, self._clock)
         if self._dispatches and self._targets.deliveries:
             self._dispatcher = self._adding.dispatcher = Dispatcher(
@@ -476,6 +478,15 @@ class TaskQueueService:
             logger.warning(_NO_TARGET)
         self._maintenance = Maintenance(store=self._store, clock=self._clock, queues=configs, on_rescue=self._notice_change)
         await self._maintenance.rescue()
+
+    async def _check_keys(self, keys: KeyRing) -> None:
+        """Check that what one process signs the others can verify; overlapping lists are how keys are changed (RELIABILITY 46)."""
+        for others in await self._store.announce_keys(keys.keyids):
+            if not set(others) & set(keys.keyids):
+                raise ConfigError(
+                    f"This process signs with key {keys.keyid!r}, another one on the same database with key {others[0]!r}, and neither "
+                    "knows the other's; give both secrets to both, the newest first, while you change them."
+                )
 
     async def _close_parts(self) -> None:
         for close in (*[delivery.aclose for delivery in self._targets.deliveries], self._store.aclose):

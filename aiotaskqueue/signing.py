@@ -144,6 +144,11 @@ class KeyRing:
         """The name of the secret that signs; says nothing about it."""
         return self._newest.keyid
 
+    @property
+    def keyids(self) -> Sequence[str]:
+        """The names of all secrets, the newest first."""
+        return tuple(self._keys)
+
     def __repr__(self) -> str:
         return f"<KeyRing {', '.join(self._keys)}>"
 

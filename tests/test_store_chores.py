@@ -139,7 +139,7 @@ async def test_a_lease_of_the_last_moment_is_rescued(path: Path, monkeypatch: py
     async with running(path) as store:
         await add(store, new_record("task"))
         with raw(path) as connection:
-            connection.execute("INSERT INTO taskqueue_process VALUES (99, ?, 1, 0, 0)", (socket.gethostname(),))
+            connection.execute("INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (99, ?, 1, 0)", (socket.gethostname(),))
 
         def lease_and_die(database_path: str, process_id: int) -> bool:
             with raw(path) as connection:
@@ -158,7 +158,7 @@ async def test_a_process_on_another_machine_is_not_judged_by_its_lock(store: SQL
     """Of a process on another host only expired leases are taken back, whether or not its side file can be seen."""
     leased = await add_leased(store)
     with raw(path) as connection:
-        connection.execute("INSERT INTO taskqueue_process VALUES (99, 'elsewhere', 1, 0, 0)")
+        connection.execute("INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (99, 'elsewhere', 1, 0)")
         connection.execute("UPDATE taskqueue_task SET process_id = 99")
         connection.execute("UPDATE taskqueue_in_flight SET process_id = 99")
     early = await store.rescue([QUEUE], now_usec=LEASE_END)

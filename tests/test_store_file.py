@@ -42,6 +42,9 @@ from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
 
+# The numbers of the scripts that make the schema.
+VERSIONS = list(_sqlite_schema._scripts())
+
 CHILD = Path(__file__).with_name("store_child.py")
 
 
@@ -287,7 +290,7 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
     await open_and_close(path)
     with raw(path) as connection:
         connection.execute("INSERT INTO taskqueue_schema VALUES (1000, 0)")
-    with pytest.raises(SchemaTooNewError, match="schema 1000 and this version knows 2; install a newer"):
+    with pytest.raises(SchemaTooNewError, match=f"schema 1000 and this version knows {VERSIONS[-1]}; install a newer"):
         await open_and_close(path)
 
 
@@ -327,7 +330,7 @@ async def test_the_schema_is_made_once(path: Path) -> None:
     await open_and_close(path)
     await open_and_close(path)
 
-    assert [(1, NOW), (2, NOW)] == query(path, "SELECT version, applied_usec FROM taskqueue_schema")
+    assert [(version, NOW) for version in VERSIONS] == query(path, "SELECT version, applied_usec FROM taskqueue_schema")
 
 
 async def test_only_what_is_missing_is_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +338,12 @@ async def test_only_what_is_missing_is_run(path: Path, monkeypatch: pytest.Monke
     async with running(path) as store:
         await add(store, new_record("old"))
     scripts = dict(_sqlite_schema._scripts())
-    later = {3: "CREATE TABLE taskqueue_two (a);\n", 4: "-- A comment; with a semicolon.\nALTER TABLE taskqueue_two\n ADD COLUMN b;\n"}
+    next_version, after_next = VERSIONS[-1] + 1, VERSIONS[-1] + 2
+    later = {next_version: "CREATE TABLE taskqueue_two (a);\n", after_next: "-- A; comment.\nALTER TABLE taskqueue_two\n ADD COLUMN b;\n"}
     monkeypatch.setattr(_sqlite_schema, "_scripts", lambda: scripts | later)
     await open_and_close(path)
 
-    assert [1, 2, 3, 4] == query(path, "SELECT version FROM taskqueue_schema")
+    assert [*VERSIONS, next_version, after_next] == query(path, "SELECT version FROM taskqueue_schema")
     assert ["old"] == query(path, "SELECT name FROM taskqueue_task")
     assert ["a", "b"] == query(path, "SELECT name FROM pragma_table_info('taskqueue_two')")
 
@@ -364,14 +368,14 @@ def test_a_killed_migration_runs_again(path: Path, statements: int) -> None:
 
     assert -signal.SIGKILL == killed.returncode, killed.stderr
     assert [] == left
-    assert [1, 2] == query(path, "SELECT version FROM taskqueue_schema")
+    assert VERSIONS == query(path, "SELECT version FROM taskqueue_schema")
 
 
 async def test_many_stores_that_open_a_new_file_at_once_migrate_it_once(path: Path) -> None:
     """Stores that start at the same moment on a new file all open."""
     await asyncio.gather(*(open_and_close(path) for _ in range(8)))
 
-    assert [1, 2] == query(path, "SELECT version FROM taskqueue_schema")
+    assert VERSIONS == query(path, "SELECT version FROM taskqueue_schema")
 
 
 # --- a file that cannot be written ---------------------------------------------------------------------------------

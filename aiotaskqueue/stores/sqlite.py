@@ -130,6 +130,10 @@ class SQLiteStore(Store):
         secrets: Sequence[bytes] = await self._write(fetch_secrets, (new_secret, now_usec))
         return secrets
 
+    async def announce_keys(self, key_ids: Sequence[str]) -> Sequence[Sequence[str]]:
+        others: Sequence[Sequence[str]] = await self._write(self._process.announce_keys, key_ids)
+        return others
+
     # --- the way of a task ---
 
     async def add(
