@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -123,6 +124,41 @@ async def test_bad_tasks_are_said_in_a_sentence(service: TaskQueueService) -> No
     messages = [str(error) for _, error in await errors_of(service)]
 
     assert [] == [message for message in messages if not (SENTENCE.fullmatch(message) and message.isprintable())]
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.promise("P24")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"payload": [SECRET]},
+        {"payload": f"{SECRET}\ud800"},
+        {"payload": SECRET, "method": "GET"},
+        {"payload": SECRET, "params": {"a": SECRET}},
+        {"params": {"a": SECRET}, "url": "/w?b=1", "method": "GET"},
+        {"params": [SECRET]},
+        {"params": {"a": {SECRET}}},
+        {"params": {"a": [[SECRET]]}},
+        {"params": {"a": f"{SECRET}\ud800"}},
+        {"headers": [SECRET]},
+        {"headers": {"Authorization": f"Bearer {SECRET}\n"}},
+        {"headers": {"Authorization": {SECRET}}},
+        {"headers": {"Authorization": [SECRET, 5]}},
+        {"headers": {"Authorization": SECRET}, "payload": "p", "method": "PULL"},
+        {"headers": {"Cookie": SECRET * 3000}},
+        {"payload": SECRET * 20_000},
+        {"url": f"http://user:{SECRET}@host/"},
+        {"target": f"http://user:{SECRET}@host/"},
+    ],
+)
+async def test_what_may_be_secret_is_not_shown(service: TaskQueueService, arguments: dict[str, Any]) -> None:
+    """No error, and no error that led to it, shows what a task would have carried."""
+    with pytest.raises(errors.Error) as caught:
+        await service.add(**arguments)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.row(41)

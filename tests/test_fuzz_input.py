@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from bad_values import accepted, anything, refused, searching, some_of
+from bad_values import Odd, accepted, anything, odd_values, refused, searching, some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
@@ -78,6 +78,13 @@ def test_any_task(budget: settings) -> None:
     check()
 
 
+@pytest.mark.parametrize("value", odd_values, ids=lambda value: value.name)
+@pytest.mark.parametrize("name", [*TASK])
+def test_odd_arguments_of_a_task(name: str, value: Odd) -> None:
+    """A value that can neither be shown nor compared is refused like any other."""
+    assert accepted(Task, **{name: value}) is None
+
+
 OPTIONS = {name: anything | st.floats(0) for name in attrs.fields_dict(TaskRetryOptions)}
 
 
@@ -95,9 +102,10 @@ def test_any_retry_options(budget: settings) -> None:
     check()
 
 
+_BACKOFFS = st.lists(st.floats(0, 1e300) | st.integers(0, 10**300), min_size=2, max_size=2).map(sorted)
 GOOD_OPTIONS = st.builds(
-    TaskRetryOptions,
-    max_backoff_seconds=st.floats(0, 1e300) | st.integers(0, 10**300),
+    lambda backoffs, **rest: TaskRetryOptions(min_backoff_seconds=backoffs[0], max_backoff_seconds=backoffs[1], **rest),
+    _BACKOFFS,
     max_doublings=st.integers(0, 10**308),
     task_retry_limit=st.integers(0, 2**70) | st.none(),
     task_age_limit=st.floats(0, 1e300) | st.none(),
@@ -150,6 +158,14 @@ def test_any_task_comes_back_as_it_was_added(budget: settings, runner: asyncio.R
 
 
 # --- queues --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", odd_values, ids=lambda value: value.name)
+@pytest.mark.parametrize("name", [*attrs.fields_dict(QueueConfig)])
+def test_odd_fields_of_a_queue(name: str, value: Odd) -> None:
+    """A value that can neither be shown nor compared is refused like any other."""
+    assert accepted(QueueConfig, **{"name": "mail", name: value}) is None
+
 
 FIELDS = dict.fromkeys(attrs.fields_dict(QueueConfig), anything)
 
@@ -293,6 +309,13 @@ SERVICE: dict[str, SearchStrategy[Any]] = {
     "store": anything,
     "seed": anything,
 }
+
+
+@pytest.mark.parametrize("value", [value for value in odd_values if value.name != "5001 digits"], ids=lambda value: value.name)
+@pytest.mark.parametrize("name", [*SERVICE])
+def test_odd_arguments_of_a_service(name: str, value: Odd) -> None:
+    """A value that can neither be shown nor compared is refused like any other."""
+    assert accepted(TaskQueueService, ":memory:", **{name: value}) is None
 
 
 @searching
