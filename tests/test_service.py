@@ -289,6 +289,7 @@ async def test_cancelled_start(path: Path, locked: Callable[[], sqlite3.Connecti
         await service.start()
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.row(52)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "anyio"])
@@ -391,6 +392,7 @@ async def test_body_that_raises(path: Path) -> None:
     assert [] == left_behind(path, threads)
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("kind", CANCELS)
 async def test_cancelled_close(path: Path, kind: str) -> None:
     """P15: a cancelled close closes all the same, before the caller is cancelled."""
@@ -493,6 +495,7 @@ async def test_drained_handler_may_add(path: Path) -> None:
     assert ["next"] == await stored_names(path)
 
 
+@pytest.mark.promise("P20")
 @pytest.mark.slow
 async def test_close_while_the_database_is_locked(path: Path, locked: Callable[[], sqlite3.Connection]) -> None:
     """P20: closing takes its time and a second at most, though another process holds the lock and an outcome is unwritten."""

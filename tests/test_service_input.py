@@ -131,6 +131,7 @@ async def test_row_43_unknown_scheme(scheme: str) -> None:
     assert f"The database '{scheme}://***' has an unknown scheme; {PATHS}" == await start_error(f"{scheme}://host/db")
 
 
+@pytest.mark.promise("P24")
 @pytest.mark.row(44)
 @pytest.mark.parametrize("url", ["postgresql://user:hunter2@host/db", "sqlite://user:hunter2@host/db", "x" * 100 + "://u:hunter2@h"])
 async def test_row_44_password(url: str) -> None:
@@ -228,6 +229,7 @@ async def test_targets_are_copied() -> None:
 # --- row 46: secrets -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P24")
 @pytest.mark.row(46)
 @pytest.mark.parametrize(
     "secret",

@@ -146,6 +146,7 @@ def test_an_unknown_durability_is_refused() -> None:
 # --- pragmas -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("normal", 1)])
 async def test_pragmas_are_set_on_the_writing_connection(path: Path, durability: str, synchronous: int) -> None:
     """The connection that writes has the pragmas that durability and latency stand on (P1, S17)."""
@@ -285,6 +286,7 @@ async def test_tables_with_our_prefix_that_are_not_ours_are_refused(path: Path, 
     assert before == query(path, "SELECT name FROM sqlite_master")
 
 
+@pytest.mark.promise("P22")
 async def test_a_newer_schema_is_refused(path: Path) -> None:
     """A file that a newer version of the package has written is refused."""
     await open_and_close(path)
@@ -348,6 +350,7 @@ async def test_only_what_is_missing_is_run(path: Path, monkeypatch: pytest.Monke
     assert ["a", "b"] == query(path, "SELECT name FROM pragma_table_info('taskqueue_two')")
 
 
+@pytest.mark.promise("P22")
 async def test_a_failing_migration_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All scripts are one transaction: when one fails, the file is as before."""
     scripts = dict(_sqlite_schema._scripts()) | {2: "CREATE TABLE taskqueue_two (a);\nCREATE NONSENSE;\n"}
@@ -358,6 +361,7 @@ async def test_a_failing_migration_leaves_nothing(path: Path, monkeypatch: pytes
     assert [] == query(path, "SELECT name FROM sqlite_master")
 
 
+@pytest.mark.promise("P22")
 @pytest.mark.slow
 @pytest.mark.parametrize("statements", [1, 8, 17])
 def test_a_killed_migration_runs_again(path: Path, statements: int) -> None:
@@ -405,6 +409,7 @@ def test_what_cannot_be_written_is_named(public_folder: Path, is_there: bool, mo
     assert ended.stdout.startswith(f"StoreReadOnlyError The database {str(path)!r} cannot be"), ended.stderr
 
 
+@pytest.mark.promise("P17")
 async def test_a_database_that_became_full_takes_tasks_again_when_there_is_room(path: Path) -> None:
     """When the database cannot grow an add is a StoreFullError and stores nothing; with room the next one succeeds (S11)."""
     async with running(path) as store:
@@ -419,6 +424,7 @@ async def test_a_database_that_became_full_takes_tasks_again_when_there_is_room(
     assert ["later"] == query(path, "SELECT name FROM taskqueue_task")
 
 
+@pytest.mark.promise("P16", "P17")
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -456,6 +462,7 @@ def test_sqlites_codes_become_typed_errors(code: int | None, expected: type[Stor
 # --- deleted or replaced while open --------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P17")
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_a_file_that_went_away_takes_no_more_tasks(path: Path, is_replaced: bool) -> None:
     """When the file is deleted or replaced while it is open, the next add fails instead of vanishing (S12)."""

@@ -272,6 +272,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], list[Task]], str]] =
 }
 
 
+@pytest.mark.promise("P14")
 @pytest.mark.row(35, 39, 40, 41)
 @pytest.mark.parametrize(("error", "queue_name", "make", "message"), REFUSED.values(), ids=REFUSED)
 async def test_refused(
@@ -298,6 +299,7 @@ async def test_refused_tasks_can_be_added_elsewhere(service: TaskQueueService) -
     assert task is await task.add("mail")
 
 
+@pytest.mark.promise("P14")
 async def test_one_of_a_hundred(service: TaskQueueService) -> None:
     """P14: of a hundred tasks with the 57th invalid none is stored, and the error names its number."""
     tasks = [Task(url="/w", target="nowhere" if number == 57 else None) for number in range(100)]
@@ -401,6 +403,7 @@ async def test_task_added_to_two_services_at_once(service: TaskQueueService) -> 
     assert [task, BadTaskStateError] == [results[0], type(results[1])]
 
 
+@pytest.mark.promise("P15")
 async def test_cancelled_add(service: TaskQueueService) -> None:
     """P15: a cancelled add has stored all tasks or none; the objects can be added again, and names tell which it was."""
     tasks = [Task(url="/w", name="a"), Task(url="/w", name="b")]
@@ -442,6 +445,7 @@ async def test_name_that_was_used(service: TaskQueueService) -> None:
     assert [] == await names(service)
 
 
+@pytest.mark.promise("P14")
 async def test_others_are_stored(service: TaskQueueService) -> None:
     """SPEC 3.4, P14: of several tasks those whose names are taken are refused and named, and the others are stored."""
     await Task(url="/w", name="used").add()
@@ -490,6 +494,7 @@ async def test_many_conflicts(service: TaskQueueService) -> None:
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.promise("P12")
 async def test_one_name_from_many_tasks(service: TaskQueueService) -> None:
     """P12: of many adds of one name at the same time exactly one succeeds, and every other gets a typed error."""
     adds = [Task(url="/w", name="only").add() for _ in range(64)]

@@ -142,6 +142,7 @@ def test_maximum_wins_over_minimum(options: TaskRetryOptions, expected: float) -
 # --- SPEC 2.3: backoff ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -179,6 +180,7 @@ def test_backoff_does_not_overflow(retry_number: int) -> None:
     assert THOUSAND_YEARS_USEC == backoff_usec(options, retry_number)
 
 
+@pytest.mark.promise("P10")
 @given(
     st.floats(0, 1e300),
     st.floats(0, 1e300),
@@ -210,6 +212,7 @@ def attempts(options: TaskRetryOptions, at_most: int = 50) -> list[float]:
     return [start / 1_000_000 for start in starts]
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.row(34)
 @pytest.mark.parametrize(
     ("options", "expected"),
@@ -241,6 +244,7 @@ def test_age_limit_is_inclusive(age_usec: int, expected: bool) -> None:
 # --- jitter, Retry-After -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("delay_usec", "jitter", "random_value", "expected"),
     [(1000, 0.1, 0.0, 1000), (1000, 0.1, 1.0, 1100), (1000, 0.1, 0.5, 1050), (1001, 0.0, 0.7, 1001), (0, 0.1, 1.0, 0)],
