@@ -117,7 +117,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     if len({task.method == "PULL" for task in tasks}) > 1:
         raise InvalidTaskError("Push and pull tasks are mixed in one add; add them to their queues separately.")
     if len(tasks) > MAX_TASKS_PER_ADD:
-        raise TooManyTasksError(f"{len(tasks)} tasks are too many for one add; at most {MAX_TASKS_PER_ADD} are allowed.")
+        raise TooManyTasksError(f"More than {MAX_TASKS_PER_ADD} tasks are too many for one add; divide them.")
     _check_names(tasks)
 
 

@@ -67,7 +67,7 @@ def _choice(*allowed: str) -> _Check:
     """Return a check: one of these words."""
 
     def check(config: QueueConfig, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise _refuse(config, attribute, value, " or ".join(repr(word) for word in allowed))
 
     return check

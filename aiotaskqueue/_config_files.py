@@ -70,14 +70,15 @@ def load_queues(source: str | os.PathLike[str] | Iterable[QueueConfig] | None) -
 def _load(source: str | os.PathLike[str] | Iterable[QueueConfig] | None) -> Sequence[QueueConfig]:
     if source is None:
         return ()
-    if isinstance(source, (str, os.PathLike)):
-        return _load_file(Path(source))
-    return _check_objects(source)
+    path = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(path, str):
+        return _load_file(Path(path))
+    return _check_objects(path)
 
 
 def _check_objects(source: Iterable[QueueConfig]) -> Sequence[QueueConfig]:
     """Return the queues in a list, each once."""
-    if not isinstance(source, Iterable):
+    if isinstance(source, bytes) or not isinstance(source, Iterable):
         raise ConfigError(f"queues={shorten(source)} is neither a path nor a list of QueueConfig.")
     configs: dict[str, QueueConfig] = {}
     for config in source:
@@ -123,7 +124,9 @@ def _parser_for(path: Path) -> Callable[[str, str], Node | None]:
     try:
         from aiotaskqueue._config_yaml import parse_yaml
     except ModuleNotFoundError as exc:
-        raise ConfigError(f"{path} needs PyYAML; pip install 'aiotaskqueue-embedded[yaml]', or write it as .toml.") from exc
+        raise ConfigError(
+            f"Queue file {shorten(str(path))} needs PyYAML; pip install 'aiotaskqueue-embedded[yaml]', or write it as .toml."
+        ) from exc
     return parse_yaml
 
 
@@ -146,11 +149,22 @@ def _read_bytes(path: Path) -> bytes:
             raise MalformedQueueConfiguration("This is not a regular file.", source=source)
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE_BYTES + 1)
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        raise MalformedQueueConfiguration(f"The file cannot be read: {exc}.", source=source) from exc
+    except (OSError, ValueError) as exc:  # ValueError: a NUL or a lone surrogate in the path
+        raise MalformedQueueConfiguration(_why_unreadable(exc), source=source) from exc
     if len(content) > LARGEST_FILE_BYTES:
         raise MalformedQueueConfiguration(f"The file is longer than {LARGEST_FILE_BYTES} bytes.", source=source)
     return content
+
+
+def _why_unreadable(exc: OSError | ValueError) -> str:
+    """Return a sentence of ours; Python's has the number of the error, and the path once more."""
+    if isinstance(exc, FileNotFoundError):
+        return "The file does not exist; create it, or give the queues themselves."
+    if isinstance(exc, PermissionError):
+        return "The file may not be read by this process; change its owner or mode."
+    if isinstance(exc, OSError):
+        return f"The file cannot be read ({exc.strerror}); give the path of a file."
+    return "The file cannot be read, since no file can be called so; give the path of a file."
 
 
 def _read_file(tree: Node) -> Sequence[QueueConfig]:

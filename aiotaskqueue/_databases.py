@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.stores._base import Store
 from aiotaskqueue.stores.sqlite import SQLiteStore
@@ -23,20 +24,20 @@ def make_store(database: str | os.PathLike[str], durability: Durability) -> Stor
     """
     name = os.fspath(database) if isinstance(database, os.PathLike) else database
     if not isinstance(name, str):
-        raise ConfigError(f"The database is {name!r:.80}; {_ALLOWED}.")
+        raise ConfigError(f"The database is {shorten(name)}; {_ALLOWED}.")
     if name.startswith("file:"):
-        raise ConfigError(f"The database {name!r:.80} is a URI of SQLite's, whose options could make it unsafe; {_ALLOWED}.")
+        raise ConfigError(f"The database {shorten(name)} is a URI of SQLite's, whose options could make it unsafe; {_ALLOWED}.")
     scheme, separator, rest = name.partition("://")
     if not separator:
         return SQLiteStore(name, durability=durability)
     if scheme not in _SCHEMES:
-        raise ConfigError(f"The database {scheme[:60] + '://...'!r} has an unknown scheme; {_ALLOWED}.")
+        raise ConfigError(f"The database {scheme[:60] + '://***'!r} has an unknown scheme; {_ALLOWED}.")
     return _SCHEMES[scheme](rest, durability)
 
 
 def _make_sqlite(rest: str, durability: Durability) -> Store:
     if not rest.startswith("/"):
-        raise ConfigError(f"The database 'sqlite://...' names a host; {_ALLOWED}.")
+        raise ConfigError(f"The database 'sqlite://***' names a host; {_ALLOWED}.")
     return SQLiteStore(rest.removeprefix("/"), durability=durability)
 
 

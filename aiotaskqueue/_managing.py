@@ -95,11 +95,11 @@ class Managing:
     async def revive(self, queue_name: str, names: Sequence[str], payload: str | bytes | None, url: str | URL | None) -> None:
         """Give dead tasks another chance, all or none."""
         config = find_queue(self._queues, queue_name)
-        if len(set(names)) < len(names):
-            raise DuplicateTaskNameError("A task name appears twice in one revive.")
         for name in names:
             if not _may_exist(name):
                 raise _unknown(queue_name, name)
+        if len(set(names)) < len(names):
+            raise DuplicateTaskNameError("A task name appears twice in one revive.")
         with self._clock.activity():
             edited = [] if payload is None and url is None else [await self._edited(config, name, payload, url) for name in names]
             refused = await self._store.revive(config, names, edited, now_usec=self._now_usec())

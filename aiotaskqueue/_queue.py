@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, overload
 
@@ -13,7 +14,7 @@ from aiotaskqueue._current import RunningService, current_service
 from aiotaskqueue._record import StoredTask, TaskState
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import shorten
-from aiotaskqueue.errors import BadTaskStateError, DuplicateTaskNameError
+from aiotaskqueue.errors import BadTaskStateError, DuplicateTaskNameError, InvalidArgumentError
 from aiotaskqueue.stores._base import TaskFilter
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class Queue:
         if isinstance(task, Task):
             await self._the_service().add_tasks(self._name, [task], transactional)
             return task
-        tasks = _as_tasks(task, "added")
+        # One more than may be: a generator need not come to an end.
+        tasks = _as_tasks(task, "added", MAX_TASKS_PER_ADD + 1)
         if tasks:
             await self._the_service().add_tasks(self._name, tasks, transactional)
         return tasks
@@ -287,7 +289,8 @@ class Queue:
             limit: At most so many.
 
         Raises:
-            TypeError, ValueError: An argument is of another type, or negative, or no text that can be stored.
+            TypeError: An argument is of another type.
+            InvalidArgumentError: The limit is negative, the cursor is none, or a text cannot be stored.
             UnknownQueueError: The queue is not configured.
             StoreError: The store cannot do it; raised on the way.
             NotStartedError, ClosedError: The service is not running.
@@ -374,12 +377,12 @@ class QueueStatistics:
         return await _fetch(_as_queues(queue_or_queues))
 
 
-def _as_tasks(tasks: Iterable[Task] | None, what: str) -> list[Task]:
+def _as_tasks(tasks: Iterable[Task] | None, what: str, most: int | None = None) -> list[Task]:
     if not tasks:
         return []
     if not isinstance(tasks, Iterable):
         raise TypeError(f"A Task or an iterable of Tasks can be {what}, not {shorten(tasks)}.")
-    return list(tasks)
+    return list(itertools.islice(tasks, most))
 
 
 def _as_names(names: Iterable[str] | None) -> list[str]:
@@ -413,7 +416,7 @@ def _check_text(what: str, text: str | None) -> str | None:
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{what} is {shorten(text)}; give text or None.")
     if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{what} {shorten(text)} has a surrogate and is no text that can be stored.")
+        raise InvalidArgumentError(f"{what} {shorten(text)} has a surrogate; give text that can be stored.")
     return text
 
 
@@ -423,7 +426,7 @@ def _check_after(after: tuple[int, str] | None) -> tuple[int, str] | None:
     if not isinstance(after, tuple) or len(after) != 2 or type(after[0]) is not int or not isinstance(after[1], str):
         raise TypeError(f"after is {shorten(after)}; give the cursor of a StoredTask, a tuple of ETA and name.")
     if not -1 <= after[0] <= _LAST_USEC:
-        raise ValueError(f"after has the ETA {shorten(after[0])}; give the cursor of a StoredTask.")
+        raise InvalidArgumentError(f"after has the ETA {shorten(after[0])}; give the cursor of a StoredTask.")
     _check_text("after", after[1])
     return after
 
@@ -432,7 +435,7 @@ def _check_limit(limit: int | None) -> int | None:
     if limit is not None and type(limit) is not int:
         raise TypeError(f"limit is {shorten(limit)}; give a whole number or None.")
     if limit is not None and limit < 0:
-        raise ValueError(f"limit is {shorten(limit)}; give 0 or more, or None.")
+        raise InvalidArgumentError(f"limit is {shorten(limit)}; give 0 or more, or None.")
     return limit
 
 

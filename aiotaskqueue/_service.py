@@ -41,9 +41,11 @@ from aiotaskqueue._maintenance import Maintenance
 from aiotaskqueue._managing import Managing
 from aiotaskqueue._queue import Queue, QueueStatistics
 from aiotaskqueue._record import NameGenerator
+from aiotaskqueue._service_arguments import check_arguments, check_timeout
 from aiotaskqueue._supervisor import supervise
 from aiotaskqueue._targets import Target, Targets
 from aiotaskqueue._task import Task
+from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.delivery._base import Delivery
 from aiotaskqueue.errors import ClosedError, ConfigError, ForkedProcessError, NotStartedError, StoreError, WrongLoopError
 from aiotaskqueue.signing import KeyRing
@@ -120,15 +122,15 @@ class TaskQueueService:
         store: Store | None = None,
         seed: int | None = None,
     ) -> None:
-        if type(max_concurrent_deliveries) is not int or max_concurrent_deliveries < 1:
-            raise ConfigError(f"max_concurrent_deliveries is {max_concurrent_deliveries!r}; give a whole number, 1 or more.")
+        check_arguments(max_concurrent_deliveries=max_concurrent_deliveries, dispatch=dispatch, eager=eager, seed=seed)
+        check_arguments(clock=clock, delivery=delivery, store=store)
         self._database = database
         self._store = make_store(database, durability) if store is None else store
         self._queues = {config.name: config for config in load_queues(queues)}
         self._keys = None if secrets is None else KeyRing(secrets)
         self._clock = SystemClock() if clock is None else clock
         self._dispatches = dispatch
-        self._targets = Targets(target, targets or {}, replacement=delivery, queues=self._queues)
+        self._targets = Targets(target, {} if targets is None else targets, replacement=delivery, queues=self._queues)
         self._rng = random.Random(seed)
         self._places = max_concurrent_deliveries
         self.access = AccessCheck(self._keys, self._clock)
@@ -197,11 +199,13 @@ class TaskQueueService:
 
         Args:
             timeout_seconds: How long attempts in flight may go on, in seconds. What is given up is delivered again after
-                the next start and was no attempt.
+                the next start and was no attempt. 0 to 86,400.
 
         Raises:
+            TypeError, InvalidArgumentError: The time is no number, or out of range.
             WrongLoopError, ForkedProcessError: The service runs in another event loop or process.
         """
+        check_timeout(timeout_seconds)
         if self._is_running:
             self._check_place()
             await self._drain(timeout_seconds)
@@ -221,8 +225,10 @@ class TaskQueueService:
             timeout_seconds: As for `drain`.
 
         Raises:
+            TypeError, InvalidArgumentError: The time is no number, or out of range; nothing is closed.
             WrongLoopError, ForkedProcessError: The service runs in another event loop or process.
         """
+        check_timeout(timeout_seconds)
         if self._host is None or self._host.done():
             self._is_closed = True
             return
@@ -305,10 +311,14 @@ class TaskQueueService:
             name: Only the task of exactly this name.
             queue_names: Only tasks of these queues; unknown ones are ignored. None: of all queues.
 
+        Raises:
+            TypeError: `queue_names` is no name and no iterable.
+            NotStartedError, ClosedError: The service is not running.
+
         Source: GAE ``testbed``'s ``get_filtered_tasks``; SPEC 7.1.
         """
-        wanted = {queue_names} if isinstance(queue_names, str) else None if queue_names is None else set(queue_names)
-        names = sorted(self._queues if wanted is None else wanted & self._queues.keys())
+        wanted = [queue_names] if isinstance(queue_names, str) else self._queues if queue_names is None else list(queue_names)
+        names = sorted(queue_name for queue_name in self._queues if queue_name in wanted)
         tasks = [task for queue_name in names for task in await self.managing.list_live(queue_name)]
         return [task for task in tasks if (url is None or task.url == url) and (name is None or task.name == name)]
 
@@ -372,7 +382,8 @@ class TaskQueueService:
     @property
     def description(self) -> str:
         """A few words that tell this service from others in error messages."""
-        return f"TaskQueueService({os.fspath(self._database)!r})"
+        database = os.fspath(self._database) if isinstance(self._database, os.PathLike) else self._database
+        return f"TaskQueueService({shorten(database)})"
 
     @property
     def clock(self) -> Clock:
@@ -462,6 +473,8 @@ class TaskQueueService:
         if self._keys is None:
             self._keys = KeyRing(await self._store.fetch_secrets(secret_numbers.token_bytes(SECRET_BYTES), now_usec=now_usec))
             self.access.use_keys(self._keys)
+        if self._dispatches or self._targets.is_embedded:
+            await self._check_keys(self._keys)
         await self._targets.open(self._keys, self._clock)
         if self._dispatches and self._targets.deliveries:
             self._dispatcher = self._adding.dispatcher = Dispatcher(
@@ -476,6 +489,15 @@ class TaskQueueService:
             logger.warning(_NO_TARGET)
         self._maintenance = Maintenance(store=self._store, clock=self._clock, queues=configs, on_rescue=self._notice_change)
         await self._maintenance.rescue()
+
+    async def _check_keys(self, keys: KeyRing) -> None:
+        """Check that what one process signs the others can verify; overlapping lists are how keys are changed (RELIABILITY 46)."""
+        for others in await self._store.announce_keys(keys.keyids):
+            if not set(others) & set(keys.keyids):
+                raise ConfigError(
+                    f"This process signs with key {keys.keyid!r}, another one on the same database with key {others[0]!r}, and neither "
+                    "knows the other's; give both secrets to both, the newest first, while you change them."
+                )
 
     async def _close_parts(self) -> None:
         for close in (*[delivery.aclose for delivery in self._targets.deliveries], self._store.aclose):

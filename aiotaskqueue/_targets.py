@@ -9,6 +9,7 @@ from aiohttp import web
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import TaskRecord
+from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.delivery.aiohttp_app import AppDelivery
 from aiotaskqueue.delivery.http import HTTPDelivery
@@ -29,14 +30,14 @@ class Targets:
         queues: All configured queues by name.
 
     Raises:
-        ConfigError: One is no target, or a queue's target is not among the named ones.
+        ConfigError: One is no target or has no name, or a queue's target is not among the named ones.
     """
 
     def __init__(
         self, default: Target | None, named: Mapping[str, Target], *, replacement: Delivery | None, queues: Mapping[str, QueueConfig]
     ) -> None:
         self._default = default
-        self._named = dict(named)
+        self._named = _check_names(named)
         self._replacement = replacement
         self._queues = queues
         self._served: tuple[web.Application, str] | None = None
@@ -107,7 +108,16 @@ class Targets:
             return AppDelivery(target, is_run_elsewhere=False, keys=keys)
         if isinstance(target, str):
             return HTTPDelivery(target, keys=keys)
-        raise ConfigError(f"A target is a base URL or an aiohttp Application, not {target!r:.80}.")
+        raise ConfigError(f"A target is a base URL or an aiohttp Application, not {shorten(target)}.")
+
+
+def _check_names(named: Mapping[str, Target]) -> dict[str, Target]:
+    if not isinstance(named, Mapping):
+        raise ConfigError(f"targets is of type {type(named).__name__}; give a dict of names and targets.")
+    for name in named:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"A name in targets is {shorten(name)}; give a text that is not empty.")
+    return dict(named)
 
 
 class _NoTarget(Delivery):

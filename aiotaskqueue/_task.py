@@ -166,13 +166,13 @@ def _compose_put(path: str, query: str, body: bytes | None, form: str | None) ->
 
 def _compose_bodiless(path: str, query: str, body: bytes | None, form: str | None) -> _Content:
     if body:
-        raise InvalidTaskError(f"Payload {shorten(body)} can only go with the methods POST, PUT and PULL; use params.")
+        raise InvalidTaskError("A payload can only go with the methods POST, PUT and PULL; use params.")
     return _join(path, form or query), None
 
 
 def _form_body(body: bytes | None, form: str) -> bytes:
     if body:
-        raise InvalidTaskError(f"Payload {shorten(body)} and params {shorten(form)} are both given; pass one of them.")
+        raise InvalidTaskError("Payload and params are both given; pass one of them.")
     return form.encode("ascii")
 
 
@@ -291,11 +291,11 @@ class Task:
     ) -> None:
         form = encode_params(params)
         if query and form is not None:
-            raise InvalidTaskError(f"The URL has the query {shorten(query)} and there are params {shorten(form)}; pass one of them.")
+            raise InvalidTaskError(f"The URL has the query {shorten(query)} and there are params; pass one of them.")
         if tag is not None and self._method != "PULL":
             raise InvalidTaskError(f"Tag {shorten(tag)} cannot go with method {self._method}; only PULL tasks have a tag.")
         if headers and self._method == "PULL":
-            raise InvalidTaskError(f"Headers {shorten(headers)} cannot go with method PULL; a pull task is leased, not sent.")
+            raise InvalidTaskError("Headers cannot go with method PULL; a pull task is leased, not sent.")
         self._url, self._payload = _COMPOSE[self._method](path, query, encode_payload(payload), form)
         self._headers = check_headers(headers)
         if form is not None and self._method == "POST":

@@ -1,6 +1,7 @@
 """Pure checks of a task's arguments: each returns the value in the form in which it is kept, or raises.
 
-Nothing here knows how the arguments go together; that is `_task`.
+Nothing here knows how the arguments go together; that is `_task`. Errors show what is wrong, but for what may be secret:
+of payloads, params and headers they tell name, type, size or place, and never the value (RELIABILITY P24).
 """
 
 from __future__ import annotations
@@ -53,14 +54,26 @@ Headers = Mapping[str, str | Iterable[str]]
 HeaderPairs = tuple[tuple[str, str], ...]
 
 
-def shorten(value: object) -> str:
-    """Return the repr of `value`, cut to 80 characters, for an error message."""
+# Greedy, and over everything: a password may contain slashes, at-signs, spaces.
+_USERINFO: Final = re.compile(r"//.*@", re.DOTALL)
+
+
+def shorten(value: object, most: int = 80) -> str:
+    """Return the repr of `value` for an error message: `most` printable characters, the userinfo of a URL masked; never raises."""
     try:
-        text = repr(value)
-    except ValueError:
-        # An int of more digits than Python turns into text (4300).
+        text = repr(_cut(value, most))
+    except Exception:
+        # An int of more digits than Python turns into text (4300), lists nested too deep, or what a stranger's __repr__ does.
         return f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if not isinstance(value, str):
+        text = _USERINFO.sub("//***@", text if text.isprintable() else repr(text)[1:-1])
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _cut(value: object, most: int) -> object:
+    """Return the beginning of text or bytes: the repr of a payload of megabytes would take four times as many."""
+    # Masked before it is cut: a password that reaches over the cut would be shown.
+    return _USERINFO.sub("//***@", value)[:most] if isinstance(value, str) else value[:most] if isinstance(value, bytes) else value
 
 
 def _kind(value: object) -> str:
@@ -74,12 +87,12 @@ _NAME: Final = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TASK_NAME_LENGTH}}}")
 
 def check_name(name: object) -> str | None:
     """Return the name; None, for a generated one, if it is None or empty."""
-    if name is None or name == "":
+    if name is None:
         return None
     # fullmatch, since `$` would let a trailing newline pass (SPEC D5).
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or (name and not _NAME.fullmatch(name)):
         raise InvalidTaskNameError(f"Task name {shorten(name)} does not match ^[a-zA-Z0-9_-]{{1,{MAX_TASK_NAME_LENGTH}}}$.")
-    return name
+    return name or None
 
 
 def check_method(method: object) -> str:
@@ -93,7 +106,6 @@ def check_method(method: object) -> str:
 # --- URL (SPEC 1.4) ------------------------------------------------------------------------------------------------
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_USERINFO: Final = re.compile(r"//[^/@]*@")
 _FORBIDDEN_CHARACTER: Final = re.compile(r"[\x00-\x20\x7f-\x9f\ud800-\udfff]")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # %2e is a dot to many a server: a path must mean the same to everybody who reads it (RELIABILITY T5).
@@ -109,6 +121,8 @@ def split_url(url: str | URL | None) -> tuple[str, str]:
     text = url if type(url) is str else _text_of_url(url)
     if not text:
         return "", ""
+    if text[0] != "/" or text[:2] == "//":
+        raise _not_relative(text)
     path, _, query = text.partition("?")
     return _encode_path(path), _encode_query(query) if query else ""
 
@@ -124,7 +138,6 @@ def _text_of_url(url: object) -> str:
 # Applications have few paths. Queries have no end and are not cached.
 @lru_cache(maxsize=512)
 def _encode_path(path: str) -> str:
-    _check_relative(path)
     _check_characters("URL path", path)
     if _UNNORMALISED.search(path):
         raise InvalidUrlError(f"URL path {shorten(path)} is not normalised; write it without '//', '/./' and '/../'.")
@@ -134,17 +147,14 @@ def _encode_path(path: str) -> str:
     return encoded
 
 
-def _check_relative(path: str) -> None:
-    if path.startswith("//"):
-        raise InvalidUrlError(f"URL {_mask(path)} names a host; a task's URL is relative, the host is chosen by target=.")
-    if _SCHEME.match(path):
-        raise InvalidUrlError(f"URL {_mask(path)} has a scheme; a task's URL is relative, the host is chosen by target=.")
-    if not path.startswith("/"):
-        raise InvalidUrlError(f"URL path {shorten(path)} does not begin with '/'.")
-
-
-def _mask(url: str) -> str:
-    return shorten(_USERINFO.sub("//***@", url))
+def _not_relative(url: str) -> InvalidUrlError:
+    if _SCHEME.match(url):
+        # With and without the slashes: whoever writes `http:user:password@host` has a password all the same.
+        masked = shorten(re.sub(r":(//)?.*@", r":\1***@", url, flags=re.DOTALL))
+        return InvalidUrlError(f"URL {masked} has a scheme; a task's URL is relative, the host is chosen by target=.")
+    if url.startswith("//"):
+        return InvalidUrlError(f"URL {shorten(url)} names a host; a task's URL is relative, the host is chosen by target=.")
+    return InvalidUrlError(f"URL {shorten(url)} does not begin with '/'; a task's URL is a path such as '/worker'.")
 
 
 def _check_characters(what: str, text: str) -> None:
@@ -174,7 +184,7 @@ def encode_params(params: Params | None) -> str | None:
     if params is None:
         return None
     if not isinstance(params, Mapping):
-        raise InvalidTaskError(f"params {shorten(params)} is of type {_kind(params)}; it must be a dict.")
+        raise InvalidTaskError(f"Argument params is of type {_kind(params)}; it must be a dict.")
     if not params:
         return None
     fields: list[str] = []
@@ -204,14 +214,15 @@ def _encode_scalar(value: object, key: object, part: str) -> str:
         if text.isascii() and (text.isalnum() or text.isidentifier()):
             return text
         return quote_plus(text)
+    except UnicodeEncodeError as exc:
+        raise InvalidTaskError(f"The {part} of param {shorten(key)} has a lone surrogate at position {exc.start}; pass bytes.") from None
     except ValueError as exc:
-        # A lone surrogate, or an int of more digits than Python turns into text.
-        raise InvalidTaskError(f"The {part} of param {shorten(key)} cannot be encoded as UTF-8 text: {exc}.") from exc
+        raise InvalidTaskError(f"The {part} of param {shorten(key)} is an int of more digits than Python turns into text.") from exc
 
 
 def _bad_param(value: object, key: object, part: str) -> InvalidTaskError:
     allowed = "str, bytes, int, float, bool or Decimal" + (", or a list of them" if part == "value" else "")
-    return InvalidTaskError(f"The {part} of param {shorten(key)} is {shorten(value)}, of type {_kind(value)}; it must be {allowed}.")
+    return InvalidTaskError(f"The {part} of param {shorten(key)} is of type {_kind(value)}; it must be {allowed}.")
 
 
 # --- payload -------------------------------------------------------------------------------------------------------
@@ -222,17 +233,18 @@ def encode_payload(payload: object) -> bytes | None:
     if payload is None or isinstance(payload, bytes):
         return payload
     if not isinstance(payload, str):
-        raise InvalidTaskError(f"Payload {shorten(payload)} is of type {_kind(payload)}; it must be str, bytes or None.")
+        raise InvalidTaskError(f"The payload is of type {_kind(payload)}; it must be str, bytes or None.")
     try:
         return payload.encode()
     except UnicodeEncodeError as exc:
-        raise InvalidTaskError(f"Payload {shorten(payload)} has a lone surrogate at position {exc.start}; pass bytes.") from exc
+        # Not `from exc`: it holds the whole payload.
+        raise InvalidTaskError(f"The payload has a lone surrogate at position {exc.start}; pass bytes.") from None
 
 
 # --- headers (SPEC 1.5) --------------------------------------------------------------------------------------------
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-_FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110 section 5.5, obs-text included
+_NO_FIELD_VALUE: Final = re.compile(r"[^\t\x20-\x7e\x80-\xff]")  # RFC 9110 section 5.5, obs-text is allowed
 
 # What the delivery computes and signs, and what concerns one connection only (SPEC 1.5, RELIABILITY T21).
 _RESERVED: Final = frozenset(
@@ -256,7 +268,7 @@ def check_headers(headers: Headers | None) -> HeaderPairs:
     if headers is None:
         return ()
     if not isinstance(headers, Mapping):
-        raise InvalidTaskError(f"headers {shorten(headers)} is of type {_kind(headers)}; it must be a dict.")
+        raise InvalidTaskError(f"Argument headers is of type {_kind(headers)}; it must be a dict.")
     by_key: dict[str, list[tuple[str, str]]] = {}
     for name, value in headers.items():
         key = _check_header_name(name)
@@ -285,14 +297,16 @@ def _values_of_header(name: str, value: object) -> Iterable[object]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, (bytes, *_NO_VALUES)) or not isinstance(value, Iterable):
-        raise InvalidTaskError(f"Header {shorten(name)} is {shorten(value)}, of type {_kind(value)}; it must be a str or a list of str.")
+        raise InvalidTaskError(f"Header {shorten(name)} is of type {_kind(value)}; it must be a str or a list of str.")
     return value
 
 
 def _check_header_value(name: str, value: object) -> str:
-    if not isinstance(value, str) or not _FIELD_VALUE.fullmatch(value):
-        allowed = "latin-1 text without control characters"
-        raise InvalidTaskError(f"Header {shorten(name)} has the value {shorten(value)}; it must be {allowed}.")
+    if not isinstance(value, str):
+        raise InvalidTaskError(f"Header {shorten(name)} has a value of type {_kind(value)}; it must be a str or a list of str.")
+    if found := _NO_FIELD_VALUE.search(value):
+        place = f"{found.group()!r} at position {found.start()}"
+        raise InvalidTaskError(f"Header {shorten(name)} has {place}; it must be latin-1 text without control characters.")
     # White space around it is not part of the value (RFC 9110 section 5.5).
     return value.strip(" \t")
 
@@ -393,11 +407,11 @@ def check_tag(tag: object) -> str | None:
 
 def check_target(target: object) -> str | None:
     """Return the name of the target, None for the service's default one. Whether it exists shows at add."""
-    if target is None or target == "":
+    if target is None:
         return None
     if not isinstance(target, str):
         raise InvalidTaskError(f"Target {shorten(target)} is of type {_kind(target)}; it must be a name in the service's targets.")
-    return target
+    return target or None
 
 
 def check_dispatch_deadline(seconds: object) -> float | None:
@@ -409,4 +423,5 @@ def check_dispatch_deadline(seconds: object) -> float | None:
     if not MIN_DISPATCH_DEADLINE_SECONDS <= seconds <= MAX_DISPATCH_DEADLINE_SECONDS:
         limits = f"{MIN_DISPATCH_DEADLINE_SECONDS:g} to {MAX_DISPATCH_DEADLINE_SECONDS:g}"
         raise InvalidDispatchDeadlineError(f"dispatch_deadline_seconds {shorten(seconds)} is not within {limits}.")
-    return seconds
+    # As it will be stored, so that a task reads the same before and after.
+    return round(seconds * 1_000_000) / 1_000_000

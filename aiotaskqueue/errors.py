@@ -48,7 +48,8 @@
     ├── TaskLeaseExpiredError
     ├── QueuePausedError
     ├── InvalidTagError
-    └── InvalidDispatchDeadlineError
+    ├── InvalidDispatchDeadlineError
+    └── InvalidArgumentError            of a call; also a ValueError
 
 Three families: *your input is wrong* (``http_status`` 400, 404, 409 or 413), *the world failed* (503 or 507) and *you
 misused the object* (500). ``http_status`` is what a web application may answer when it lets the error through.
@@ -103,7 +104,9 @@ class MalformedQueueConfiguration(ConfigError):
     """
 
     def __init__(self, message: str, *, source: str = "", line: int | None = None, key: str | None = None) -> None:
-        place = ", ".join(part for part in (source, f"line {line}" if line else "", key or "") if part)
+        # A path is shown as it is, and as Python would write it where a terminal or a log could not show it.
+        shown = source if source.isprintable() and len(source) <= 255 else repr(source[:255])
+        place = ", ".join(part for part in (shown, f"line {line}" if line else "", key or "") if part)
         super().__init__(f"{place}: {message}" if place else message)
         self.source = source
         self.line = line
@@ -210,6 +213,12 @@ class InvalidMaxTasksError(Error):
 
 class InvalidDeadlineError(Error):
     """A deadline is not positive."""
+
+    http_status = 400
+
+
+class InvalidArgumentError(Error, ValueError):
+    """An argument of a call is out of its range, and no closer class says so; one of another type is a TypeError."""
 
     http_status = 400
 

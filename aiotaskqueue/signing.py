@@ -22,7 +22,7 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from operator import itemgetter
 
 import attrs
@@ -134,15 +134,23 @@ class KeyRing:
     __slots__ = ("_keys", "_newest")
 
     def __init__(self, secrets: Sequence[bytes | str]) -> None:
-        if isinstance(secrets, (bytes, str)) or not secrets:
+        # A set or a dict has no newest.
+        is_ordered = isinstance(secrets, Iterable) and not isinstance(secrets, (bytes, str, Set, Mapping))
+        given = list(secrets) if is_ordered else []
+        if not given:
             raise ConfigError("Secrets must be a list with at least one secret, the newest first.")
-        self._newest, *older = (_Key(_read_secret(secret, number)) for number, secret in enumerate(secrets, 1))
+        self._newest, *older = (_Key(_read_secret(secret, number)) for number, secret in enumerate(given, 1))
         self._keys = {key.keyid: key for key in (self._newest, *older)}
 
     @property
     def keyid(self) -> str:
         """The name of the secret that signs; says nothing about it."""
         return self._newest.keyid
+
+    @property
+    def keyids(self) -> Sequence[str]:
+        """The names of all secrets, the newest first."""
+        return tuple(self._keys)
 
     def __repr__(self) -> str:
         return f"<KeyRing {', '.join(self._keys)}>"

@@ -314,6 +314,7 @@ def check_headers(worker: Worker) -> None:
             assert visit is None or (line.attempt - 1, count_executions(visits, line.token)) == (visit.retry_count, visit.execution_count)
 
 
+@pytest.mark.promise("P2", "P3", "P6")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_every_task_ends_by_one_200_or_dies_by_its_limit_and_its_log_says_why(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -476,12 +477,38 @@ def test_fifo_is_refused(tmp_path: Path) -> None:
     assert "This is not a regular file." in str(malformed(tmp_path / "queue.toml"))
 
 
-@pytest.mark.parametrize("name", ["missing.yaml", "missing.toml", "nul\0.toml"])
-def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
-    """A file that is not there, or whose name cannot be one, is named."""
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.yaml", "The file does not exist; create it, or give the queues themselves."),
+        ("missing.toml", "The file does not exist; create it, or give the queues themselves."),
+        ("no/folder.toml", "The file does not exist; create it, or give the queues themselves."),
+        ("a/b.toml", "The file cannot be read (Not a directory); give the path of a file."),
+        ("n" * 300 + ".toml", "The file cannot be read (File name too long); give the path of a file."),
+        ("nul\0.toml", "The file cannot be read, since no file can be called so; give the path of a file."),
+        ("\ud800.yaml", "The file cannot be read, since no file can be called so; give the path of a file."),
+    ],
+)
+def test_file_that_cannot_be_read(tmp_path: Path, name: str, reason: str) -> None:
+    """A file that is not there, or whose name cannot be one, is named in a sentence of ours."""
+    (tmp_path / "a").touch()
     error = malformed(tmp_path / name)
 
-    assert (str(tmp_path / name), True) == (error.source, "The file cannot be read" in str(error))
+    assert (str(tmp_path / name), True) == (error.source, str(error).endswith(f": {reason}"))
+    assert str(error).isprintable()
+
+
+def test_file_that_may_not_be_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without permission to read is named, with what to do."""
+    path = write("queue: []\n")
+
+    def refuse(path: Path, mode: str) -> None:
+        # What chmod does to everybody but root, who may run the tests.
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+    assert str(malformed(path)).endswith("The file may not be read by this process; change its owner or mode.")
 
 
 # --- properties ----------------------------------------------------------------------------------------------------

@@ -277,6 +277,7 @@ async def test_handler_that_outlives_its_attempt(folder: Path) -> None:
     assert ["cancelled"] == ends
 
 
+@pytest.mark.row(51)
 async def test_handler_that_closes_the_service() -> None:
     """RELIABILITY 51: a handler of the target may close the service; it is answered, and its task is done."""
 

@@ -77,6 +77,7 @@ def reason_of(outcome: Answer | NoAnswer) -> FailureReason:
 # --- the base URL ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(45)
 @pytest.mark.parametrize(
     "base_url",
     [
@@ -112,6 +113,7 @@ def test_bad_base_url(base_url: Any) -> None:
 
 
 @pytest.mark.promise("P24")
+@pytest.mark.row(45)
 @pytest.mark.parametrize("base_url", ["http://user:hunter2@localhost", "http://user:hunter2@[::1", "ftp://user:hunter2@x"])
 def test_base_url_error_hides_the_password(base_url: str) -> None:
     """The error about a base URL does not show the password that it contains (P24)."""
@@ -253,6 +255,7 @@ _URL = st.builds(str.__add__, _PATH, _QUERY)
 
 
 @pytest.mark.slow
+@pytest.mark.row(12)
 @settings(max_examples=15, deadline=None)
 @given(st.lists(_URL, min_size=10, max_size=20))
 def test_path_is_sent_as_stored(urls: list[str]) -> None:

@@ -102,6 +102,7 @@ async def test_queue_with_the_oldest_task_first(tmp_path: Path) -> None:
         assert ["x0", "y0", "x1", "y1", "x2", "y2"] == bench.names
 
 
+@pytest.mark.promise("P11")
 async def test_nothing_before_its_eta(tmp_path: Path) -> None:
     """P11: a task with an ETA starts at that very microsecond, also months away (DESIGN 6: no cap of 30 days)."""
     countdowns = [0.000001, 1.5, 3 * DAY, 40 * DAY + 0.000001]
@@ -181,6 +182,7 @@ async def test_full_queue_does_not_hold_up_others(tmp_path: Path) -> None:
     assert ["slow0", "fast0", "fast1", "fast2", "slow1", "slow2"] == bench.names
 
 
+@pytest.mark.promise("P19")
 async def test_places_of_a_queue_across_services(tmp_path: Path) -> None:
     """P19: the limit of a queue holds over everybody who has the file open."""
     clock = VirtualClock()
@@ -244,6 +246,7 @@ async def test_new_tasks_do_not_overtake(tmp_path: Path) -> None:
         assert ["t0", "t1", "t2", "t3", "u"] == bench.names
 
 
+@pytest.mark.promise("P19")
 async def test_no_busy_loop_while_all_places_are_taken(tmp_path: Path) -> None:
     """With every place taken and tasks waiting, the loop sleeps until an attempt ends; time alone does not wake it."""
     waits = 0
@@ -316,6 +319,7 @@ async def test_retry_after(tmp_path: Path) -> None:
         assert [0.0, 7.0, 60.0, 3660.0, 3660.8] == bench.seconds
 
 
+@pytest.mark.promise("P7", "P9")
 async def test_deadline_of_the_task_or_its_queue(tmp_path: Path) -> None:
     """P7: an attempt is given up at its deadline and a second of grace; the task's own deadline wins over its queue's."""
     clock = VirtualClock()
@@ -413,6 +417,7 @@ async def test_stale_connections_in_a_row(tmp_path: Path) -> None:
         assert [0, 0, 1, 1, 2, 2] == [record.retry_count for record in bench.records]
 
 
+@pytest.mark.promise("P2")
 async def test_dead_task_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """DESIGN 6, gave up: a task whose limits are passed is kept as dead, with its reason and its attempts, and a warning."""
     async with serving(tmp_path) as bench:
@@ -489,6 +494,7 @@ async def test_statistics(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.promise("P4")
 async def test_late_result_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """P4: the result of an attempt whose task is not ours any more is dropped and counted."""
     caplog.set_level("INFO", "aiotaskqueue")
@@ -648,6 +654,7 @@ async def crash(path: Path, *records: TaskRecord, queue: QueueConfig = EXACT, is
         return list(exchange.leased)
 
 
+@pytest.mark.promise("P18")
 async def test_suspects_are_retried_alone(tmp_path: Path) -> None:
     """P18: tasks that were in flight at a crash are retried one at a time, before the rest of their queue."""
     clock = VirtualClock()
@@ -739,6 +746,7 @@ async def test_suspect_that_is_cut_by_a_drain_stays_one(tmp_path: Path) -> None:
         assert [(True, 1)] == [(record.is_suspect, record.retry_count) for record in bench.records]
 
 
+@pytest.mark.promise("P18")
 async def test_poison(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """P18: a task that was the only one in flight at three crashes in a row is dead, and the others are delivered."""
     leased = [await crash(tmp_path, new_record("poison", queue=EXACT)), await crash(tmp_path), await crash(tmp_path)]
@@ -766,6 +774,7 @@ async def test_crash_limit(tmp_path: Path, crash_limit: int) -> None:
         assert ([], ["poison"]) == (bench.names, await bench.stored(TaskState.DEAD))
 
 
+@pytest.mark.promise("P18")
 async def test_one_of_several_in_flight_is_not_charged(tmp_path: Path) -> None:
     """P18: of several tasks in flight at a crash none is charged with it."""
     await crash(tmp_path, new_record("a", queue=EXACT), new_record("b", queue=EXACT))
@@ -775,6 +784,7 @@ async def test_one_of_several_in_flight_is_not_charged(tmp_path: Path) -> None:
         assert [0, 0] == [record.crashes for record in bench.records]
 
 
+@pytest.mark.promise("P18")
 async def test_drain_before_the_end_is_no_crash(tmp_path: Path) -> None:
     """P18: a process that said that it would end has not been brought down: nobody is charged or suspected."""
     await crash(tmp_path, new_record("innocent", queue=EXACT), is_drained=True)
@@ -800,6 +810,7 @@ async def test_success_ends_a_row_of_crashes(tmp_path: Path) -> None:
 # --- drain ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P20")
 async def test_drain_lets_attempts_finish(tmp_path: Path) -> None:
     """P20: what is in flight when the service closes ends as ever, and is done."""
     hold = Hold()
@@ -814,6 +825,7 @@ async def test_drain_lets_attempts_finish(tmp_path: Path) -> None:
         assert [] == await bench.stored()
 
 
+@pytest.mark.promise("P20")
 async def test_drain_starts_nothing_more(tmp_path: Path) -> None:
     """P20: once the service drains, nothing starts that is not in flight, due or becoming due."""
     hold = Hold()
@@ -830,6 +842,7 @@ async def test_drain_starts_nothing_more(tmp_path: Path) -> None:
         assert (["first"], ["second", "third"]) == (bench.names, sorted(await bench.stored(TaskState.READY)))
 
 
+@pytest.mark.promise("P20")
 async def test_cut_attempt_is_delivered_again(tmp_path: Path) -> None:
     """P20: an attempt that is cut at the end of the drain was none: the next service delivers the task as if for the first time."""
     hold = Hold()
@@ -934,6 +947,7 @@ async def test_lease_that_comes_after_the_end(tmp_path: Path) -> None:
     assert ([], 0) == (bench.names, bench.places_taken)
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("number", range(0, 48, 3))
 async def test_cancelled_add_is_delivered(tmp_path: Path, number: int) -> None:
     """P15: an add that is cancelled happened or not; a task that was born leased is delivered all the same, exactly once."""
@@ -1089,6 +1103,7 @@ async def test_reserved_place_that_is_not_needed(tmp_path: Path) -> None:
         assert ["patient"] == bench.names
 
 
+@pytest.mark.promise("P2")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 async def test_nothing_is_forgotten(tmp_path: Path, seed: int) -> None:
@@ -1173,6 +1188,7 @@ async def test_eager_add_of_a_task_that_does_not_start(tmp_path: Path, arguments
 # --- trouble with the store ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P17")
 async def test_outcomes_are_kept_while_the_store_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """P17: an outcome that the store does not take is written when it works again; its task is not delivered once more."""
     hold = Hold()
@@ -1197,6 +1213,7 @@ async def test_outcomes_are_kept_while_the_store_fails(tmp_path: Path, caplog: p
     assert ["The store failed, nothing is delivered until it works again: No space."] == [record.getMessage() for record in caplog.records]
 
 
+@pytest.mark.promise("P17")
 async def test_nothing_starts_while_the_store_fails(tmp_path: Path) -> None:
     """P17: while the store fails nothing is leased, and not born leased either; then everything is."""
     async with serving(tmp_path) as bench:
@@ -1313,6 +1330,7 @@ async def test_cancelled_add_is_announced(tmp_path: Path) -> None:
         assert (True, ["a"]) == (adding.cancelled(), bench.names)
 
 
+@pytest.mark.promise("P16")
 async def test_unknown_exchange(tmp_path: Path) -> None:
     """What was leased in a transaction whose outcome is unknown is delivered once the store works again."""
     async with serving(tmp_path) as bench:
@@ -1348,6 +1366,7 @@ async def test_unknown_exchange_and_more_trouble(tmp_path: Path, monkeypatch: py
         assert (["a", "b"], [], 0) == (bench.names, await bench.stored(), bench.places_taken)
 
 
+@pytest.mark.promise("P16")
 async def test_unknown_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that was born leased in a commit of which its add was not told is delivered all the same."""
     async with serving(tmp_path, clock=VirtualClock(auto_advance=True)) as bench:

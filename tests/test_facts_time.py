@@ -251,6 +251,7 @@ async def test_naive_a_timeout_loses_an_answer_that_came_in_time() -> None:
             await reader.readexactly(2)
 
 
+@pytest.mark.promise("P8")
 async def test_ours_a_cutoff_keeps_an_answer_that_came_in_time() -> None:
     """P8: bytes that were there before the deadline count, however late the loop gets to look at them."""
     clock, answer = SystemClock(), b""

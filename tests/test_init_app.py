@@ -208,6 +208,7 @@ def end(child: subprocess.Popen[str]) -> str:
     return child.communicate(timeout=10)[0]
 
 
+@pytest.mark.promise("P20")
 @pytest.mark.slow
 async def test_run_app(tmp_path: Path, path: Path, folder: Path) -> None:
     """P20: under ``web.run_app`` an application delivers its tasks; SIGTERM waits for those in flight; exit code 0, nothing is left."""
@@ -425,6 +426,7 @@ async def test_service_that_cannot_start(tmp_path: Path) -> None:
 # --- access --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize("method", ["post", "get"])
 async def test_strangers_are_refused(path: Path, method: str) -> None:
     """P23: over the public port an unsigned request to a worker gets 403, whatever headers it brings; the task runs."""

@@ -120,6 +120,7 @@ async def test_sweep_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert ["The sweep failed and is started again in 0.1 s."] == [record.getMessage() for record in caplog.records]
 
 
+@pytest.mark.promise("P12")
 @pytest.mark.slow
 async def test_tombstone_lasts_nine_days(tmp_path: Path) -> None:
     """P12: the name of a task that succeeded is reserved for nine days from its end, and then free (SPEC 3.5)."""

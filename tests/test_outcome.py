@@ -72,6 +72,7 @@ def test_success(is_named: bool, tombstone_seconds: float, expected: int | None)
     assert Delete(expected) == end(200, attrs.evolve(RECORD, is_named=is_named), config)
 
 
+@pytest.mark.promise("P6")
 @pytest.mark.parametrize("status", [100, 199, 201, 202, 204, 206, 299, 300, 301, 304, 400, 404, 429, 500, 503, 599, 999])
 def test_only_200_is_success(status: int) -> None:
     """P6: every status but 200 is a failure, that was an execution."""
@@ -124,6 +125,7 @@ def test_every_reason_is_in_the_table() -> None:
 # --- when ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("attempts", "random_value", "expected"),
     [(1, 0.0, 100_000), (1, 1.0, 110_000), (2, 0.5, 210_000), (16, 0.0, 3_276_800_000), (17, 1.0, 3_960_000_000)],
@@ -182,6 +184,7 @@ def test_retry_after(status: int, retry_after: str | None, expected: int) -> Non
 # --- giving up -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("retry_limit", "age_limit", "attempts", "age_usec", "is_retried"),
     [

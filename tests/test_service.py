@@ -130,6 +130,7 @@ async def stored_names(path: Path) -> list[str | None]:
 # --- start ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(50)
 async def test_start_twice() -> None:
     """Starting a service that runs does nothing."""
     service = make()
@@ -141,6 +142,7 @@ async def test_start_twice() -> None:
     await service.aclose()
 
 
+@pytest.mark.row(50)
 async def test_start_concurrently() -> None:
     """Starts at the same time start once, and each returns when the service runs."""
     service = make()
@@ -192,6 +194,7 @@ async def test_start_while_closing() -> None:
         handler.let_go.set()
 
 
+@pytest.mark.row(52)
 async def test_failed_start_leaves_nothing(path: Path) -> None:
     """A start that fails raises the reason, leaves nothing open, and the service is closed."""
     threads = set(threading.enumerate())
@@ -225,6 +228,7 @@ async def test_every_starter_hears_of_the_failure(path: Path) -> None:
     assert ["no socket for you"] * 2 == [str(result) for result in results]
 
 
+@pytest.mark.row(51)
 async def test_close_during_start(path: Path, locked: Callable[[], sqlite3.Connection]) -> None:
     """Closing a service that is starting ends the start at once, with ClosedError, though the database is locked."""
     threads = set(threading.enumerate())
@@ -268,6 +272,7 @@ async def cancelled(kind: str, function: Callable[[], Awaitable[object]]) -> boo
     return bool(outcome)
 
 
+@pytest.mark.row(52)
 @pytest.mark.parametrize("kind", CANCELS)
 async def test_cancelled_start(path: Path, locked: Callable[[], sqlite3.Connection], kind: str) -> None:
     """RELIABILITY 52, P15: a cancelled start leaves nothing behind, and the service is closed."""
@@ -284,6 +289,8 @@ async def test_cancelled_start(path: Path, locked: Callable[[], sqlite3.Connecti
         await service.start()
 
 
+@pytest.mark.promise("P15")
+@pytest.mark.row(52)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "anyio"])
 async def test_start_cancelled_at_every_step(tmp_path: Path, kind: str) -> None:
@@ -319,6 +326,7 @@ async def test_start_cancelled_at_every_step(tmp_path: Path, kind: str) -> None:
     assert [] == await stored_names(path)
 
 
+@pytest.mark.row(52)
 async def test_cancelled_enter_keeps_the_cancellation(path: Path, locked: Callable[[], sqlite3.Connection]) -> None:
     """RELIABILITY 52: a time limit around a start that cannot succeed is what is raised."""
     lock = locked()
@@ -332,6 +340,7 @@ async def test_cancelled_enter_keeps_the_cancellation(path: Path, locked: Callab
 # --- aclose --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(51)
 async def test_close_twice(path: Path) -> None:
     """RELIABILITY 51: closing a closed service does nothing."""
     threads = set(threading.enumerate())
@@ -343,6 +352,7 @@ async def test_close_twice(path: Path) -> None:
     assert [] == left_behind(path, threads)
 
 
+@pytest.mark.row(51)
 async def test_close_concurrently(path: Path) -> None:
     """RELIABILITY 51: closes at the same time close once, and each returns when all is closed."""
     threads = set(threading.enumerate())
@@ -371,6 +381,7 @@ async def test_close_before_start() -> None:
         await service.start()
 
 
+@pytest.mark.row(52)
 async def test_body_that_raises(path: Path) -> None:
     """RELIABILITY 52: an exception in the body of ``async with`` is kept, and all is closed."""
     threads = set(threading.enumerate())
@@ -381,6 +392,7 @@ async def test_body_that_raises(path: Path) -> None:
     assert [] == left_behind(path, threads)
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("kind", CANCELS)
 async def test_cancelled_close(path: Path, kind: str) -> None:
     """P15: a cancelled close closes all the same, before the caller is cancelled."""
@@ -408,6 +420,7 @@ async def test_natively_cancelled_close_is_cancelled() -> None:
     assert await cancelled("native", lambda: service.aclose(timeout_seconds=SOON_SECONDS))
 
 
+@pytest.mark.row(51)
 async def test_close_inside_a_handler(path: Path) -> None:
     """RELIABILITY 51: a handler may close the service: it is answered at once, and all is closed when it has ended."""
     threads = set(threading.enumerate())
@@ -482,6 +495,7 @@ async def test_drained_handler_may_add(path: Path) -> None:
     assert ["next"] == await stored_names(path)
 
 
+@pytest.mark.promise("P20")
 @pytest.mark.slow
 async def test_close_while_the_database_is_locked(path: Path, locked: Callable[[], sqlite3.Connection]) -> None:
     """P20: closing takes its time and a second at most, though another process holds the lock and an outcome is unwritten."""
@@ -697,6 +711,7 @@ LIFE: dict[str, Callable[[TaskQueueService], Awaitable[object]]] = {
 }
 
 
+@pytest.mark.row(49)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 async def test_use_before_start(use: Callable[[TaskQueueService], Awaitable[object]]) -> None:
     """RELIABILITY 49: a service that is not started refuses, and says how to start it."""
@@ -704,6 +719,7 @@ async def test_use_before_start(use: Callable[[TaskQueueService], Awaitable[obje
         await use(make())
 
 
+@pytest.mark.row(49)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 async def test_use_after_close(use: Callable[[TaskQueueService], Awaitable[object]]) -> None:
     """RELIABILITY 49: a closed service refuses, and says to make a new one."""
@@ -728,6 +744,7 @@ async def test_use_while_starting(path: Path, locked: Callable[[], sqlite3.Conne
     await service.aclose()
 
 
+@pytest.mark.row(49)
 @pytest.mark.parametrize("use", [*USES.values(), *LIFE.values()], ids=[*USES, *LIFE])
 async def test_use_from_another_thread(use: Callable[[TaskQueueService], Awaitable[object]]) -> None:
     """RELIABILITY 49: another thread, which has another event loop, is refused and told where to call from."""
@@ -742,6 +759,7 @@ async def test_use_from_another_thread(use: Callable[[TaskQueueService], Awaitab
         assert service.health().is_ok
 
 
+@pytest.mark.row(49)
 async def test_use_without_a_loop() -> None:
     """RELIABILITY 49: a coroutine that is driven without any event loop is refused like one of another loop."""
 
@@ -753,6 +771,7 @@ async def test_use_without_a_loop() -> None:
         await asyncio.to_thread(call)
 
 
+@pytest.mark.row(49)
 def test_use_from_another_loop() -> None:
     """RELIABILITY 49: once its loop is gone the service is closed, and closing it again in another one is fine."""
 
@@ -797,6 +816,7 @@ FORKED = """
 """
 
 
+@pytest.mark.row(49)
 @pytest.mark.slow
 async def test_use_in_a_forked_child(path: Path) -> None:
     """RELIABILITY 49: a forked child is refused and told what to do, and the parent goes on."""
@@ -806,6 +826,7 @@ async def test_use_in_a_forked_child(path: Path) -> None:
     assert ("", expected) == (child.stderr, child.stdout)
 
 
+@pytest.mark.row(49)
 @pytest.mark.parametrize("use", [*USES.values(), *LIFE.values()], ids=[*USES, *LIFE])
 async def test_use_in_another_process(monkeypatch: pytest.MonkeyPatch, use: Callable[[TaskQueueService], Awaitable[object]]) -> None:
     """RELIABILITY 49: every way to use a service is refused where the process is not the one that started it."""
@@ -877,6 +898,7 @@ async def test_health_of_a_running_service() -> None:
         assert (True, ()) == (service.health().is_ok, service.health().reasons)
 
 
+@pytest.mark.row(45)
 async def test_no_target(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """RELIABILITY 45: without target and application tasks are kept, and a WARNING and health say so, and the fix."""
     expected = "There is no target: tasks are kept and not delivered; give TaskQueueService(target=...) or call init_app."
@@ -949,6 +971,7 @@ async def test_description() -> None:
 # --- several services ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(50)
 async def test_two_services_on_one_file(path: Path) -> None:
     """RELIABILITY 50: two services may share a file; a task is delivered by one of them, once."""
     first, second = RecordingDelivery(), RecordingDelivery()

@@ -354,6 +354,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.promise("P23")
 @given(part=st.sampled_from(sorted(TEXTS)), data=st.data())
 def test_any_changed_byte(part: str, data: st.DataObject) -> None:
     """Whatever single character is changed, added or removed in any signed part, the request is refused."""

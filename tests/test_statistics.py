@@ -141,6 +141,7 @@ async def test_fetch_an_impossible_name(service: TaskQueueService, name: str) ->
         await QueueStatistics.fetch(name)
 
 
+@pytest.mark.row(49)
 async def test_fetch_without_a_service() -> None:
     """RELIABILITY 49: figures need a service that runs."""
     with pytest.raises(NotStartedError):

@@ -92,6 +92,7 @@ async def test_a_body_of_any_size_comes_back(store: SQLiteStore, path: Path, siz
     assert [0] == query(path, "SELECT count(*) FROM taskqueue_body")
 
 
+@pytest.mark.promise("P14")
 async def test_an_add_is_all_or_nothing(store: SQLiteStore, path: Path) -> None:
     """When one task cannot be stored, none of its call is, and the error is typed."""
     twin = new_record()
@@ -171,6 +172,7 @@ async def test_a_name_given_twice_in_one_commit_is_refused_the_second_time(store
     assert (1, 63) == (verdicts.count(STORED), verdicts.count(EXISTS))
 
 
+@pytest.mark.promise("P12")
 async def test_one_of_many_processes_gets_the_name(path: Path) -> None:
     """Two stores on one file that add one name at the same time store it once."""
     async with running(path) as one, running(path) as two:
@@ -180,6 +182,7 @@ async def test_one_of_many_processes_gets_the_name(path: Path) -> None:
     assert (1, 39) == (verdicts.count(STORED), verdicts.count(EXISTS))
 
 
+@pytest.mark.promise("P12")
 @pytest.mark.parametrize(("after_usec", "expected"), [(-1, TOMBSTONED), (0, STORED), (1, STORED)])
 async def test_a_tombstone_expires_exactly(store: SQLiteStore, after_usec: int, expected: AddVerdict) -> None:
     """A finished name is reserved up to its tombstone's last microsecond and free from then on, swept or not."""
@@ -364,6 +367,7 @@ async def test_a_cancelled_add_hands_over_its_leases_once(store: SQLiteStore, pa
     assert [1] == query(path, "SELECT state FROM taskqueue_task WHERE name = ?", record.name)
 
 
+@pytest.mark.promise("P15")
 @pytest.mark.parametrize("turns", range(6))
 async def test_an_add_cancelled_at_any_turn_happened_or_not(store: SQLiteStore, path: Path, turns: int) -> None:
     """Whenever it is cancelled, an add is there as a whole or not at all, tells its end once, and the store goes on (P15)."""
@@ -505,6 +509,7 @@ async def test_a_store_in_memory_does_all_that_one_in_a_file_does() -> None:
         assert [] == await store.rescue([QUEUE], now_usec=NOW)
 
 
+@pytest.mark.promise("P1")
 async def test_a_file_keeps_what_was_added(path: Path) -> None:
     """What was added is there when the file is opened again."""
     async with running(path) as store:

@@ -139,7 +139,7 @@ async def test_a_lease_of_the_last_moment_is_rescued(path: Path, monkeypatch: py
     async with running(path) as store:
         await add(store, new_record("task"))
         with raw(path) as connection:
-            connection.execute("INSERT INTO taskqueue_process VALUES (99, ?, 1, 0, 0)", (socket.gethostname(),))
+            connection.execute("INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (99, ?, 1, 0)", (socket.gethostname(),))
 
         def lease_and_die(database_path: str, process_id: int) -> bool:
             with raw(path) as connection:
@@ -158,7 +158,7 @@ async def test_a_process_on_another_machine_is_not_judged_by_its_lock(store: SQL
     """Of a process on another host only expired leases are taken back, whether or not its side file can be seen."""
     leased = await add_leased(store)
     with raw(path) as connection:
-        connection.execute("INSERT INTO taskqueue_process VALUES (99, 'elsewhere', 1, 0, 0)")
+        connection.execute("INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (99, 'elsewhere', 1, 0)")
         connection.execute("UPDATE taskqueue_task SET process_id = 99")
         connection.execute("UPDATE taskqueue_in_flight SET process_id = 99")
     early = await store.rescue([QUEUE], now_usec=LEASE_END)
@@ -185,6 +185,7 @@ async def lease_and_crash(path: Path, *queues: QueueConfig, now_usec: int) -> li
         return sorted(record.name for record in (await lease(store, *queues, now_usec=now_usec)).leased)
 
 
+@pytest.mark.promise("P18")
 async def test_the_only_one_in_flight_at_three_crashes_is_dead(path: Path) -> None:
     """A task that was alone in flight at crash_limit crashes in a row is given up, and is kept as long as the queue says."""
     queue = QueueConfig("default", crash_limit=3, dead_retention_seconds=100)
@@ -324,6 +325,7 @@ def child(path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.slow
 async def test_the_tasks_of_a_killed_process_are_noticed_in_time(child: subprocess.Popen[str], path: Path) -> None:
     """When another process is killed, this one is told within the bound of five seconds and takes its tasks back (P5)."""
@@ -341,6 +343,7 @@ async def test_the_tasks_of_a_killed_process_are_noticed_in_time(child: subproce
     assert [] == find_drift(path)
 
 
+@pytest.mark.promise("P4", "P5")
 @pytest.mark.slow
 async def test_a_stopped_process_loses_its_tasks_by_their_expiry_alone(child: subprocess.Popen[str], path: Path) -> None:
     """A process that stands still is alive: its leases hold to their end, and then its tasks are another's."""

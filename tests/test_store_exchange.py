@@ -110,6 +110,7 @@ async def test_a_task_is_leased_once(store: SQLiteStore) -> None:
     assert [1, 0] == [len(first.leased), len(second.leased)]
 
 
+@pytest.mark.promise("P4")
 async def test_two_stores_lease_different_tasks(path: Path) -> None:
     """Two stores on one file that lease at the same time never get the same task."""
     async with running(path) as one, running(path) as two:
@@ -130,6 +131,7 @@ async def test_only_the_queues_asked_for_are_leased_from(path: Path) -> None:
         assert Exchange([], []) == await lease(store, QUEUE)
 
 
+@pytest.mark.promise("P11")
 @pytest.mark.parametrize("after_usec", [-1, 0])
 async def test_no_task_is_leased_before_its_eta(store: SQLiteStore, after_usec: int) -> None:
     """A task is leased from the microsecond of its ETA on; before that the exchange says when to look again."""
@@ -315,6 +317,7 @@ async def test_a_suspect_needs_a_place_a_token_and_its_eta(path: Path) -> None:
 # --- settling ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P3")
 async def test_success_removes_every_trace(store: SQLiteStore, path: Path) -> None:
     """A task that succeeded leaves no task, body, attempts or count behind."""
     record = new_record(payload=b"x" * 5000)
@@ -419,6 +422,7 @@ OUTCOMES = [
 ]
 
 
+@pytest.mark.promise("P4")
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 async def test_an_outcome_with_an_old_token_is_refused(path: Path, outcome: Delete | Retry | Dead) -> None:
     """When a lease has expired and another process has leased the task, the old outcome is stale and changes nothing (P4)."""
@@ -435,6 +439,7 @@ async def test_an_outcome_with_an_old_token_is_refused(path: Path, outcome: Dele
         assert [] == query(path, "SELECT name FROM taskqueue_tombstone")
 
 
+@pytest.mark.promise("P3", "P4")
 @pytest.mark.parametrize("first", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 @pytest.mark.parametrize("second", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
 async def test_the_second_of_two_outcomes_is_refused(

@@ -42,6 +42,9 @@ from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
 
+# The numbers of the scripts that make the schema.
+VERSIONS = list(_sqlite_schema._scripts())
+
 CHILD = Path(__file__).with_name("store_child.py")
 
 
@@ -143,6 +146,7 @@ def test_an_unknown_durability_is_refused() -> None:
 # --- pragmas -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("normal", 1)])
 async def test_pragmas_are_set_on_the_writing_connection(path: Path, durability: str, synchronous: int) -> None:
     """The connection that writes has the pragmas that durability and latency stand on (P1, S17)."""
@@ -282,12 +286,13 @@ async def test_tables_with_our_prefix_that_are_not_ours_are_refused(path: Path, 
     assert before == query(path, "SELECT name FROM sqlite_master")
 
 
+@pytest.mark.promise("P22")
 async def test_a_newer_schema_is_refused(path: Path) -> None:
     """A file that a newer version of the package has written is refused."""
     await open_and_close(path)
     with raw(path) as connection:
         connection.execute("INSERT INTO taskqueue_schema VALUES (1000, 0)")
-    with pytest.raises(SchemaTooNewError, match="schema 1000 and this version knows 2; install a newer"):
+    with pytest.raises(SchemaTooNewError, match=f"schema 1000 and this version knows {VERSIONS[-1]}; install a newer"):
         await open_and_close(path)
 
 
@@ -327,7 +332,7 @@ async def test_the_schema_is_made_once(path: Path) -> None:
     await open_and_close(path)
     await open_and_close(path)
 
-    assert [(1, NOW), (2, NOW)] == query(path, "SELECT version, applied_usec FROM taskqueue_schema")
+    assert [(version, NOW) for version in VERSIONS] == query(path, "SELECT version, applied_usec FROM taskqueue_schema")
 
 
 async def test_only_what_is_missing_is_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,15 +340,17 @@ async def test_only_what_is_missing_is_run(path: Path, monkeypatch: pytest.Monke
     async with running(path) as store:
         await add(store, new_record("old"))
     scripts = dict(_sqlite_schema._scripts())
-    later = {3: "CREATE TABLE taskqueue_two (a);\n", 4: "-- A comment; with a semicolon.\nALTER TABLE taskqueue_two\n ADD COLUMN b;\n"}
+    next_version, after_next = VERSIONS[-1] + 1, VERSIONS[-1] + 2
+    later = {next_version: "CREATE TABLE taskqueue_two (a);\n", after_next: "-- A; comment.\nALTER TABLE taskqueue_two\n ADD COLUMN b;\n"}
     monkeypatch.setattr(_sqlite_schema, "_scripts", lambda: scripts | later)
     await open_and_close(path)
 
-    assert [1, 2, 3, 4] == query(path, "SELECT version FROM taskqueue_schema")
+    assert [*VERSIONS, next_version, after_next] == query(path, "SELECT version FROM taskqueue_schema")
     assert ["old"] == query(path, "SELECT name FROM taskqueue_task")
     assert ["a", "b"] == query(path, "SELECT name FROM pragma_table_info('taskqueue_two')")
 
 
+@pytest.mark.promise("P22")
 async def test_a_failing_migration_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All scripts are one transaction: when one fails, the file is as before."""
     scripts = dict(_sqlite_schema._scripts()) | {2: "CREATE TABLE taskqueue_two (a);\nCREATE NONSENSE;\n"}
@@ -354,6 +361,7 @@ async def test_a_failing_migration_leaves_nothing(path: Path, monkeypatch: pytes
     assert [] == query(path, "SELECT name FROM sqlite_master")
 
 
+@pytest.mark.promise("P22")
 @pytest.mark.slow
 @pytest.mark.parametrize("statements", [1, 8, 17])
 def test_a_killed_migration_runs_again(path: Path, statements: int) -> None:
@@ -364,14 +372,14 @@ def test_a_killed_migration_runs_again(path: Path, statements: int) -> None:
 
     assert -signal.SIGKILL == killed.returncode, killed.stderr
     assert [] == left
-    assert [1, 2] == query(path, "SELECT version FROM taskqueue_schema")
+    assert VERSIONS == query(path, "SELECT version FROM taskqueue_schema")
 
 
 async def test_many_stores_that_open_a_new_file_at_once_migrate_it_once(path: Path) -> None:
     """Stores that start at the same moment on a new file all open."""
     await asyncio.gather(*(open_and_close(path) for _ in range(8)))
 
-    assert [1, 2] == query(path, "SELECT version FROM taskqueue_schema")
+    assert VERSIONS == query(path, "SELECT version FROM taskqueue_schema")
 
 
 # --- a file that cannot be written ---------------------------------------------------------------------------------
@@ -401,6 +409,7 @@ def test_what_cannot_be_written_is_named(public_folder: Path, is_there: bool, mo
     assert ended.stdout.startswith(f"StoreReadOnlyError The database {str(path)!r} cannot be"), ended.stderr
 
 
+@pytest.mark.promise("P17")
 async def test_a_database_that_became_full_takes_tasks_again_when_there_is_room(path: Path) -> None:
     """When the database cannot grow an add is a StoreFullError and stores nothing; with room the next one succeeds (S11)."""
     async with running(path) as store:
@@ -415,6 +424,7 @@ async def test_a_database_that_became_full_takes_tasks_again_when_there_is_room(
     assert ["later"] == query(path, "SELECT name FROM taskqueue_task")
 
 
+@pytest.mark.promise("P16", "P17")
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -452,6 +462,7 @@ def test_sqlites_codes_become_typed_errors(code: int | None, expected: type[Stor
 # --- deleted or replaced while open --------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P17")
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_a_file_that_went_away_takes_no_more_tasks(path: Path, is_replaced: bool) -> None:
     """When the file is deleted or replaced while it is open, the next add fails instead of vanishing (S12)."""

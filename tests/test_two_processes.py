@@ -129,6 +129,7 @@ async def kill(victim: anyio.abc.Process, survivor: anyio.abc.Process, database:
     return orphans
 
 
+@pytest.mark.promise("P2", "P3", "P4", "P5")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_two_processes_share_the_work_and_one_takes_over_when_the_other_is_killed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -18,6 +19,7 @@ from aiohttp import web
 from aiotaskqueue import QueueConfig, Task, TaskQueueService
 from aiotaskqueue._clock import Wakeup
 from aiotaskqueue._record import TaskRecord
+from aiotaskqueue.errors import InvalidArgumentError
 from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 from aiotaskqueue.testing import _clock as virtual
 from aiotaskqueue.web.aiohttp import init_app, task
@@ -120,11 +122,29 @@ async def test_advance(clock: VirtualClock, by: float | timedelta) -> None:
     assert 90.000001 == clock.monotonic()
 
 
-@pytest.mark.parametrize("by", [-0.001, timedelta(seconds=-1)])
-async def test_advance_backwards(clock: VirtualClock, by: float | timedelta) -> None:
-    """Time does not go backwards."""
-    with pytest.raises(ValueError, match="Time does not go backwards"):
+@pytest.mark.parametrize("by", [-0.001, timedelta(seconds=-1), float("nan"), float("inf"), 1e12, 10**400, timedelta.max])
+async def test_advance_where_no_clock_goes(clock: VirtualClock, by: float | timedelta) -> None:
+    """Time goes neither backwards nor beyond the last moment that a datetime can show."""
+    with pytest.raises(InvalidArgumentError, match="it goes forwards only, and ends with the year 9999") as caught:
         await clock.advance(by)
+
+    assert isinstance(caught.value, ValueError)
+    assert 0.0 == clock.monotonic()
+
+
+@pytest.mark.parametrize("by", ["1", None, True, [1]])
+async def test_advance_by_something_else(clock: VirtualClock, by: Any) -> None:
+    """A step that is neither a number nor a timedelta is a TypeError that shows it."""
+    with pytest.raises(TypeError, match="give seconds or a timedelta"):
+        await clock.advance(by)
+
+
+async def test_travel_to_the_end_of_time(clock: VirtualClock) -> None:
+    """The last moment there is can be reached, to the microsecond."""
+    moment = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    await clock.travel_to(moment)
+
+    assert moment == clock.now
 
 
 async def test_travel_to(clock: VirtualClock) -> None:
@@ -137,7 +157,7 @@ async def test_travel_to(clock: VirtualClock) -> None:
 
 async def test_travel_to_the_past(clock: VirtualClock) -> None:
     """The past cannot be reached."""
-    with pytest.raises(ValueError, match="Time does not go backwards"):
+    with pytest.raises(InvalidArgumentError, match="it goes forwards only"):
         await clock.travel_to(datetime(2025, 12, 31, tzinfo=UTC))
 
 

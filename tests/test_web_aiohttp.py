@@ -281,6 +281,7 @@ def without_signature(headers: Headers) -> Headers:
     return [header for header in headers if not header[0].startswith("Signature")]
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
@@ -437,6 +438,7 @@ async def test_bytes_that_are_not_utf8() -> None:
     assert answer.startswith(b"HTTP/1.1 403 ")
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize(
     "path",
     ["/worker", "//worker", "/x/../worker", "/./worker", "/%77orker", "/worker/", "/WORKER", "/worker;a", "/worker%2F", "/worker?a=b"],
@@ -508,6 +510,7 @@ FORGED = [
 HONEST = [("X-Request-ID", "1"), ("Accept-Language", "de"), ("Accept-Language", "en"), ("X-App", "é")]
 
 
+@pytest.mark.promise("P23")
 @pytest.mark.parametrize("signature", [[], [header for header in GENUINE if header[0].startswith("Signature")]])
 async def test_reserved_headers_are_stripped(signature: Headers) -> None:
     """An ordinary request loses every header that only we may set, and nothing else (RELIABILITY 138)."""

@@ -8,6 +8,7 @@ import re
 
 from yarl import URL
 
+from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import ConfigError
 
 _logger = logging.getLogger("aiotaskqueue.delivery")
@@ -35,18 +36,18 @@ def parse_base_url(text: str) -> URL:
     url = _parse(text)
     reason = _find_fault(text, url)
     if reason:
-        raise ConfigError(f"Base URL {_shown(text)} {reason}; {_ALLOWED}.")
+        raise ConfigError(f"Base URL {shorten(text)} {reason}; {_ALLOWED}.")
     return _reachable(url).with_path(url.raw_path.rstrip("/"), encoded=True)
 
 
 def _parse(text: str) -> URL:
     if not isinstance(text, str):
-        raise ConfigError(f"Base URL {_shown(str(text))} is of type {type(text).__name__}; {_ALLOWED}.")
+        raise ConfigError(f"Base URL {shorten(text)} is of type {type(text).__name__}; {_ALLOWED}.")
     try:
         return URL(text)
     except ValueError:
         # Its message may contain the password.
-        raise ConfigError(f"Base URL {_shown(text)} cannot be parsed; {_ALLOWED}.") from None
+        raise ConfigError(f"Base URL {shorten(text)} cannot be parsed; {_ALLOWED}.") from None
 
 
 def _find_fault(text: str, url: URL) -> str:
@@ -80,7 +81,3 @@ def _reachable(url: URL) -> URL:
         return url
     _logger.warning("Base URL %s is an address to listen on; tasks are sent to %s.", url, loopback)
     return url.with_host(loopback)
-
-
-def _shown(text: str) -> str:
-    return repr(_USERINFO.sub("//***@", text)[:80])

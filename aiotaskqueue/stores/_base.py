@@ -176,6 +176,14 @@ class Store(ABC):
     async def fetch_secrets(self, new_secret: bytes, *, now_usec: int) -> Sequence[bytes]:
         """Return the signing keys, newest first; store `new_secret` as the first one if there is none."""
 
+    @abstractmethod
+    async def announce_keys(self, key_ids: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Note the names of the signing keys that this process uses, the newest first.
+
+        Returns:
+            The same of each other process that uses keys and certainly lives.
+        """
+
     # --- the way of a task ---
 
     @abstractmethod

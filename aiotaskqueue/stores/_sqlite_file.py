@@ -11,7 +11,11 @@ import urllib.parse
 from pathlib import Path
 
 from aiotaskqueue._liveness import hold, is_abandoned
+from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import ConfigError, StoreReadOnlyError, StoreReplacedError
+
+# In an error: a path that is cut off helps nobody, and whatever is longer is no path that somebody has written.
+LONGEST_PATH_SHOWN = 255
 
 
 class DatabaseFile:
@@ -22,19 +26,20 @@ class DatabaseFile:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = check_text(path)
         self._identity: tuple[int, int] | None = None
 
     def create(self) -> bool:
         """Make an empty file that only its owner can read, unless there is one; return whether it was made."""
-        check_path(self.path)
+        check_place(self.path)
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:
             return False
         except OSError as exc:
             raise StoreReadOnlyError(
-                f"The database {self.path!r} cannot be created: {exc.strerror}; check the folder's owner and mode."
+                f"The database {shorten(self.path, LONGEST_PATH_SHOWN)} cannot be created: {exc.strerror}; "
+                "check the folder's owner and mode."
             ) from exc
         os.close(descriptor)
         return True
@@ -64,15 +69,23 @@ class DatabaseFile:
         return f"file:{urllib.parse.quote(os.fsencode(os.path.abspath(self.path)))}?mode={mode}"
 
 
-def check_path(path: str) -> None:
-    """Raise ConfigError for what cannot be the path of a database."""
-    if not path or "\0" in path:
-        raise ConfigError(f"The path of the database is {path!r}; give the path of a file, or ':memory:'.")
+def check_text(path: str) -> str:
+    """Return `path`; raise ConfigError if no file can be called so."""
+    try:
+        if not path or b"\0" in os.fsencode(path):
+            raise ConfigError(f"The path of the database is {path!r}; give the path of a file, or ':memory:'.")
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"The path of the database {shorten(path)} has a lone surrogate; give the path of a file.") from exc
+    return path
+
+
+def check_place(path: str) -> None:
+    """Raise ConfigError for where no database can be."""
     if os.path.isdir(path):
-        raise ConfigError(f"The path of the database {path!r} is a folder; give the path of a file in it.")
+        raise ConfigError(f"The path of the database {shorten(path, LONGEST_PATH_SHOWN)} is a folder; give the path of a file in it.")
     folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"The folder {str(folder)!r} of the database does not exist; create it first.")
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+        raise ConfigError(f"The folder {shorten(str(folder), LONGEST_PATH_SHOWN)} of the database does not exist; create it first.")
 
 
 class ProcessLock:

@@ -18,6 +18,8 @@ INSERT_PROCESS = "INSERT INTO taskqueue_process (id, host, pid, started_usec) VA
 ALLOCATE_ID = "UPDATE taskqueue_sequence SET last_id = last_id + 1 RETURNING last_id"
 SELECT_OTHERS = "SELECT id, host FROM taskqueue_process WHERE id <> ?"
 ANNOUNCE_DRAIN = "UPDATE taskqueue_process SET is_draining = 1 WHERE id = ?"
+UPDATE_KEY_IDS = "UPDATE taskqueue_process SET key_ids = ? WHERE id = ?"
+SELECT_KEY_IDS = "SELECT id, host, key_ids FROM taskqueue_process WHERE id <> ? AND key_ids <> ''"
 DELETE_PROCESS_WITHOUT_LEASES = """
     DELETE FROM taskqueue_process WHERE id = ?1
         AND NOT EXISTS (SELECT 1 FROM taskqueue_in_flight WHERE process_id = ?1 AND tasks > 0)
@@ -60,6 +62,14 @@ class OwnProcess:
     def select_others(self, connection: sqlite3.Connection) -> list[tuple[int, str]]:
         """Return the other processes that have the file open, or had when they died: id and host."""
         return connection.execute(SELECT_OTHERS, (self._ids.process,)).fetchall()
+
+    def announce_keys(self, connection: sqlite3.Connection, requests: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+        """Note which keys this process uses (a verb); return those of the others of which a lock proves that they live."""
+        connection.executemany(UPDATE_KEY_IDS, [(" ".join(key_ids), self._ids.process) for key_ids in requests])
+        rows = connection.execute(SELECT_KEY_IDS, (self._ids.process,)).fetchall()
+        # What a dead process has left, or one on a machine of which we know nothing, is no reason not to start.
+        living = [key_ids.split() for process_id, host, key_ids in rows if host == _host() and not self.has_died(process_id, host)]
+        return [living for _ in requests]
 
     def has_died(self, process_id: int, host: str) -> bool:
         """Whether another process has certainly ended, which can only be said of one on this machine."""

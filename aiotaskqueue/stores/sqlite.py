@@ -25,6 +25,7 @@ import anyio
 from aiotaskqueue._clock import SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
+from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import ClosedError, ConfigError, StoreBusyError, StoreError
 from aiotaskqueue.stores._base import (
     Added,
@@ -72,8 +73,8 @@ class SQLiteStore(Store):
     """
 
     def __init__(self, path: str, *, durability: Literal["full", "normal"] = "full", patience_seconds: float = PATIENCE_SECONDS) -> None:
-        if durability not in SYNCHRONOUS:
-            raise ConfigError(f"durability is {durability!r}; allowed are 'full' and 'normal'.")
+        if not isinstance(durability, str) or durability not in SYNCHRONOUS:
+            raise ConfigError(f"durability is {shorten(durability)}; allowed are 'full' and 'normal'.")
         self._file = None if path == MEMORY else DatabaseFile(path)
         self._durability = durability
         self._patience_seconds = patience_seconds
@@ -129,6 +130,10 @@ class SQLiteStore(Store):
     async def fetch_secrets(self, new_secret: bytes, *, now_usec: int) -> Sequence[bytes]:
         secrets: Sequence[bytes] = await self._write(fetch_secrets, (new_secret, now_usec))
         return secrets
+
+    async def announce_keys(self, key_ids: Sequence[str]) -> Sequence[Sequence[str]]:
+        others: Sequence[Sequence[str]] = await self._write(self._process.announce_keys, key_ids)
+        return others
 
     # --- the way of a task ---
 
@@ -228,7 +233,9 @@ class SQLiteStore(Store):
     # --- inside ---
 
     async def _open_writer(self) -> None:
-        if self._file is not None:
+        if self._file is None:
+            logger.info("The database ':memory:' is for tests: its tasks are gone when the service ends; give the path of a file.")
+        else:
             if self._file.create():
                 logger.info("Created the database %s.", self._file.path)
             self._file.remember()

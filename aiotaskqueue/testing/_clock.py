@@ -24,7 +24,8 @@ from datetime import UTC, datetime, timedelta
 import attrs
 
 from aiotaskqueue._clock import Clock, Cutoff, Wakeup
-from aiotaskqueue.errors import NotInTaskError
+from aiotaskqueue._task_arguments import MAX_ETA_USEC, shorten
+from aiotaskqueue.errors import InvalidArgumentError, NotInTaskError
 from aiotaskqueue.worker import current_task
 
 DEFAULT_START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -116,12 +117,10 @@ class VirtualClock(Clock):
             by: Seconds, or a timedelta; not negative.
 
         Raises:
-            ValueError: `by` is negative.
+            TypeError: `by` is neither.
+            InvalidArgumentError: `by` is negative, no number, or leads beyond the year 9999.
         """
-        seconds = by.total_seconds() if isinstance(by, timedelta) else by
-        if seconds < 0:
-            raise ValueError(f"Time does not go backwards: advance({by!r}).")
-        target_usec = self._now_usec + round(seconds * 1_000_000)
+        target_usec = self._now_usec + _usec_of_step(by, MAX_ETA_USEC - self._now_usec)
         with self.released():
             await self._settle()
             while (moment := self._next_moment()) is not None and moment <= target_usec:
@@ -131,8 +130,12 @@ class VirtualClock(Clock):
             await self._settle()
 
     async def travel_to(self, moment: datetime) -> None:
-        """Move time on to `moment`, which is aware and not in the past."""
-        await self.advance((_usec_of(moment) - self._now_usec) / 1_000_000)
+        """Move time on to `moment`, which is aware and not in the past.
+
+        Raises:
+            InvalidArgumentError: It is naive, or in the past.
+        """
+        await self.advance(timedelta(microseconds=_usec_of(moment) - self._now_usec))
 
     # --- the three states ---
 
@@ -317,7 +320,16 @@ def _new_future() -> asyncio.Future[None]:
     return asyncio.get_running_loop().create_future()
 
 
+def _usec_of_step(by: float | timedelta, most_usec: int) -> int:
+    if isinstance(by, bool) or not isinstance(by, int | float | timedelta):
+        raise TypeError(f"The time cannot be moved by {shorten(by)}; give seconds or a timedelta.")
+    seconds = by.total_seconds() if isinstance(by, timedelta) else by
+    if not 0 <= seconds <= most_usec / 1_000_000:
+        raise InvalidArgumentError(f"The time cannot be moved by {shorten(by)}; it goes forwards only, and ends with the year 9999.")
+    return by // timedelta(microseconds=1) if isinstance(by, timedelta) else round(by * 1_000_000)
+
+
 def _usec_of(moment: datetime) -> int:
     if moment.tzinfo is None:
-        raise ValueError(f"The moment {moment!r} has no time zone; use datetime(..., tzinfo=UTC).")
+        raise InvalidArgumentError(f"The moment {shorten(moment)} has no time zone; use datetime(..., tzinfo=UTC).")
     return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)

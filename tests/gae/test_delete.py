@@ -179,6 +179,7 @@ async def test_unknown_queue(service: TaskQueueService) -> None:
         await Queue("defualt").delete_tasks_by_name("a")
 
 
+@pytest.mark.row(49)
 async def test_without_a_service() -> None:
     """RELIABILITY 49: deleting needs a service that runs."""
     with pytest.raises(NotStartedError):

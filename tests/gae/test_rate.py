@@ -181,6 +181,7 @@ async def test_bucket_outlives_the_service(tmp_path: Path) -> None:
         assert [30, 90] == bench.seconds
 
 
+@pytest.mark.promise("P19")
 async def test_rate_across_services(tmp_path: Path) -> None:
     """P19: the rate of a queue holds over everybody who has the file open."""
     clock = VirtualClock()

@@ -23,6 +23,7 @@ def test_every_field_is_optional() -> None:
     assert (None,) * 5 == attrs.astuple(TaskRetryOptions())
 
 
+@pytest.mark.row(34)
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", [0, 1, 10**9, 10**300])
 def test_zero_and_huge_numbers_are_taken(field: str, value: int) -> None:
@@ -30,6 +31,7 @@ def test_zero_and_huge_numbers_are_taken(field: str, value: int) -> None:
     assert value == getattr(TaskRetryOptions(**{field: value}), field)
 
 
+@pytest.mark.row(34)
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("inf"), float("-inf"), 10**400])
 def test_numbers_out_of_range(field: str, value: float) -> None:
@@ -38,6 +40,7 @@ def test_numbers_out_of_range(field: str, value: float) -> None:
         TaskRetryOptions(**{field: value})
 
 
+@pytest.mark.row(34)
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", ["1", [], True, b"1"])
 def test_values_that_are_no_numbers(field: str, value: object) -> None:
@@ -64,6 +67,7 @@ def test_age_limit_is_rounded_up(given_limit: float, expected: int) -> None:
     assert expected == TaskRetryOptions(task_age_limit=given_limit).task_age_limit
 
 
+@pytest.mark.row(34)
 def test_maximum_below_minimum() -> None:
     """A maximum below the minimum is refused (SPEC 2.1)."""
     with pytest.raises(InvalidTaskRetryOptionsError, match=r"9\.9 is less than min_backoff_seconds 10"):
@@ -75,6 +79,7 @@ def test_maximum_equal_to_minimum() -> None:
     assert 10 == TaskRetryOptions(min_backoff_seconds=10, max_backoff_seconds=10).max_backoff_seconds
 
 
+@pytest.mark.row(34)
 def test_unknown_option() -> None:
     """An unknown keyword is a TypeError (SPEC 2.1)."""
     with pytest.raises(TypeError, match="retries"):
@@ -137,6 +142,7 @@ def test_maximum_wins_over_minimum(options: TaskRetryOptions, expected: float) -
 # --- SPEC 2.3: backoff ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -165,6 +171,7 @@ def test_backoff_sequences(options: TaskRetryOptions, expected: str) -> None:
     assert (delays, delays) == ([backoff_usec(options, n) for n in numbers], [backoff_usec(filled, n) for n in numbers])
 
 
+@pytest.mark.row(34)
 @pytest.mark.parametrize("retry_number", [1, 2, 1025, 10**6, 10**30])
 def test_backoff_does_not_overflow(retry_number: int) -> None:
     """Numbers beyond all sense give the longest delay, not an error (RELIABILITY 4.1, row 34)."""
@@ -173,6 +180,7 @@ def test_backoff_does_not_overflow(retry_number: int) -> None:
     assert THOUSAND_YEARS_USEC == backoff_usec(options, retry_number)
 
 
+@pytest.mark.promise("P10")
 @given(
     st.floats(0, 1e300),
     st.floats(0, 1e300),
@@ -204,6 +212,8 @@ def attempts(options: TaskRetryOptions, at_most: int = 50) -> list[float]:
     return [start / 1_000_000 for start in starts]
 
 
+@pytest.mark.promise("P10")
+@pytest.mark.row(34)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -234,6 +244,7 @@ def test_age_limit_is_inclusive(age_usec: int, expected: bool) -> None:
 # --- jitter, Retry-After -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("P10")
 @pytest.mark.parametrize(
     ("delay_usec", "jitter", "random_value", "expected"),
     [(1000, 0.1, 0.0, 1000), (1000, 0.1, 1.0, 1100), (1000, 0.1, 0.5, 1050), (1001, 0.0, 0.7, 1001), (0, 0.1, 1.0, 0)],

@@ -65,12 +65,14 @@ def test_name_is_kept(name: str) -> None:
     assert name == Task(name=name).name
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("name", ["", None])
 def test_empty_name_is_no_name(name: str | None) -> None:
     """An empty name asks for a generated one (SPEC 1.1)."""
     assert Task(name=name).name is None
 
 
+@pytest.mark.row(32)
 @pytest.mark.parametrize("method", ["post", "Get", "HEAD", "put", "delete"])
 def test_method_is_upper_cased(method: str) -> None:
     """Methods are taken in any case and kept in upper case (SPEC 1.1)."""
@@ -144,6 +146,7 @@ def test_pull_has_params_as_form() -> None:
     assert (b"a=1&a=2", "", {}) == (task.payload, task.url, dict(task.headers))
 
 
+@pytest.mark.row(13, 14, 15, 28, 36)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -189,6 +192,7 @@ def test_default_url_of_get_is_just_the_query() -> None:
 # --- SPEC 1.3: params ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(17, 18)
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
@@ -226,6 +230,7 @@ def test_url_is_a_relative_path(url: str) -> None:
         Task(url=url, method="GET")
 
 
+@pytest.mark.row(11)
 def test_only_the_path_is_limited() -> None:
     """The path has at most 2083 characters; the query is not counted (SPEC 1.4)."""
     path = "/" + "a" * 2082
@@ -233,6 +238,7 @@ def test_only_the_path_is_limited() -> None:
     assert f"{path}?{'b' * 3000}" == Task(url=f"{path}?{'b' * 3000}", method="GET").url
 
 
+@pytest.mark.row(11)
 def test_path_of_2084_characters() -> None:
     """A path of 2084 characters is refused (SPEC 1.4)."""
     with pytest.raises(errors.InvalidUrlError, match="2084"):
@@ -271,6 +277,7 @@ def test_headers_are_a_copy() -> None:
     assert {"a": "b"} == dict(task.headers)
 
 
+@pytest.mark.row(33)
 def test_last_spelling_of_a_header_wins() -> None:
     """Of header names that differ by case only, the last wins and keeps its spelling (SPEC 1.1)."""
     task = Task(headers={"X-One": "1", "x-two": "2", "x-ONE": "3"})
@@ -290,6 +297,7 @@ def test_app_engine_headers_are_dropped() -> None:
     assert {"X-AppEngine-FailFast": "1"} == dict(Task(headers=headers).headers)
 
 
+@pytest.mark.row(33)
 def test_host_header_is_kept() -> None:
     """A Host header is sent as it is (SPEC D24)."""
     assert {"Host": "example.com"} == dict(Task(headers={"Host": "example.com"}).headers)
@@ -394,6 +402,7 @@ def test_size_counts_repeated_headers_each() -> None:
     assert len("POST" + "/x" + "a: 1\r\n" + "a: 22\r\n") == Task(url="/x", headers={"a": ["1", "22"]}).size
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize(("method", "url", "limit"), [("POST", "/x", 102_400), ("PULL", "", 1_048_576)])
 def test_largest_task(method: str, url: str, limit: int) -> None:
     """A task of exactly the largest size is accepted (SPEC 1.8)."""
@@ -402,6 +411,7 @@ def test_largest_task(method: str, url: str, limit: int) -> None:
     assert limit == Task(payload, method=method, url=url).size
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize(("method", "url", "limit"), [("POST", "/x", 102_400), ("PULL", "", 1_048_576)])
 def test_one_byte_too_many(method: str, url: str, limit: int) -> None:
     """A task of one byte more is refused, and the error has both numbers (SPEC 1.8)."""
