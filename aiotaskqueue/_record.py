@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import random
 from binascii import b2a_base64
 from collections.abc import Sequence
@@ -242,6 +243,10 @@ _UUID_FIXED_BITS: Final = 0xF << 76 | 0b11 << 62
 _UUID_VERSION: Final = 0x4 << 76 | 0b10 << 62
 
 
+# The cost of cutting it grows with its size, that of filling it falls.
+_POOL_BYTES: Final = 1024
+
+
 class NameGenerator:
     """Makes names and uuids for new tasks.
 
@@ -254,18 +259,27 @@ class NameGenerator:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._random = random.SystemRandom() if seed is None else random.Random(seed)
+        self._make_bytes = os.urandom if seed is None else random.Random(seed).randbytes
+        # Taken from the system by the page: a call for each name and each uuid would take as long as all the rest of it. The
+        # pool is filled at the first add, and whoever has added cannot be used in a forked child.
+        self._pool = b""
         self._last_usec = -1
 
     def name(self, now_usec: int) -> str:
         """Return a new name."""
         now_usec = self._last_usec = max(now_usec, self._last_usec + 1)
         # 54 bits of time, 78 random ones, and 12 more that are cut off, to make whole bytes: 24 letters of 6 bits.
-        number = (now_usec & _TIME_MASK) << 90 | self._random.getrandbits(90)
+        number = (now_usec & _TIME_MASK) << 90 | int.from_bytes(self._take(11), "big") << 2
         letters = b2a_base64(number.to_bytes(18, "big"), newline=False)[:22]
         return letters.translate(_IN_ASCII_ORDER).decode("ascii")
 
     def uuid(self) -> bytes:
         """Return a new random uuid (RFC 9562 version 4) as 16 bytes."""
-        number = self._random.getrandbits(128) & ~_UUID_FIXED_BITS | _UUID_VERSION
+        number = int.from_bytes(self._take(16), "big") & ~_UUID_FIXED_BITS | _UUID_VERSION
         return number.to_bytes(16, "big")
+
+    def _take(self, count: int) -> bytes:
+        if len(self._pool) < count:
+            self._pool = self._make_bytes(_POOL_BYTES)
+        taken, self._pool = self._pool[:count], self._pool[count:]
+        return taken
