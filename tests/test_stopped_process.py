@@ -130,4 +130,4 @@ async def test_result_of_a_process_that_stood_still(tmp_path: Path) -> None:
     assert (1, 2) == leased[:2]
     assert before < leased[2]
     assert leased == after
-    assert [b"1 completed, 1 too late", b"1 completed, 0 too late"] == [said_by_stopped, said_by_other]
+    assert [b"0 completed, 1 too late", b"1 completed, 0 too late"] == [said_by_stopped, said_by_other]
