@@ -20,6 +20,8 @@ def hold(path: str) -> int:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         _lock(descriptor)
+        # The umask may have taken away even the owner's rights, and then nobody could look whether it is held.
+        os.chmod(path, 0o600)
     except OSError:
         os.close(descriptor)
         raise

@@ -61,6 +61,7 @@ DRAIN_SECONDS = 10.0
 CLOSE_SECONDS = 0.6
 
 _CLOSED = "The service is closed; make and start a new TaskQueueService."
+_FORKED = "The service was started before a fork; start it in the child, not at import."
 _NO_TARGET = "There is no target: tasks are kept and not delivered; give TaskQueueService(target=...) or call init_app."
 
 # The service whose host has started what runs in this context: a loop, a lane, an application that is delivered to.
@@ -76,6 +77,8 @@ class Health:
     """Why not, a sentence each."""
     pauses: tuple[str, ...] = ()
     """What somebody has paused, a sentence each; that is no fault."""
+    warnings: tuple[str, ...] = ()
+    """What may become a fault, a sentence each."""
 
 
 class TaskQueueService:
@@ -339,12 +342,15 @@ class TaskQueueService:
         reasons = []
         if not self._is_running:
             reasons.append("The service is not running.")
+        elif os.getpid() != self._pid:
+            reasons.append(_FORKED)
         elif self._dispatches and self._dispatcher is None:
             reasons.append(_NO_TARGET)
-        if self._dispatcher is not None and self._dispatcher.trouble is not None:
-            reasons.append(str(self._dispatcher.trouble))
+        trouble = self._store.trouble or (None if self._dispatcher is None else self._dispatcher.trouble)
+        if trouble is not None:
+            reasons.append(str(trouble))
         reasons += [f"Queue {name!r} has tasks but is not configured; they are kept and not delivered." for name in self._orphan_queues]
-        return Health(not reasons, tuple(reasons), self._pauses())
+        return Health(not reasons, tuple(reasons), self._pauses(), tuple(self._store.warnings))
 
     def _pauses(self) -> tuple[str, ...]:
         queues = () if self._dispatcher is None else self._dispatcher.paused_queues
@@ -535,7 +541,7 @@ class TaskQueueService:
     def _check_place(self) -> None:
         """Check that the caller is where the service was started: the same process, the same event loop."""
         if os.getpid() != self._pid:
-            raise ForkedProcessError("The service was started before a fork; start it in the child, not at import.")
+            raise ForkedProcessError(_FORKED)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

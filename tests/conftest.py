@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from open_stores import path, store  # noqa: F401 -- fixtures of every test
+from open_stores import path, quick_watch, store  # noqa: F401 -- fixtures of every test
 
 # A database thread that was told to stop still needs a moment to do so.
 THREAD_JOIN_SECONDS = 2.0

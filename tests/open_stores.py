@@ -15,6 +15,7 @@ import pytest
 
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, NameGenerator, TaskRecord
+from aiotaskqueue.stores import _sqlite_watch
 from aiotaskqueue.stores._base import AddVerdict, Dead, Delete, Exchange, LeaseRequest, Retry, Settlement
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
@@ -61,6 +62,13 @@ async def store(path: Path) -> AsyncIterator[SQLiteStore]:
     """Return a running store on that path; `conftest` hands it to every test."""
     async with running(path) as store:
         yield store
+
+
+@pytest.fixture
+def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look around 100 times a second; `conftest` hands it to every test."""
+    monkeypatch.setattr(_sqlite_watch, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(_sqlite_watch, "WATCH_ALONE_SECONDS", 0.01)
 
 
 def new_record(name: str | None = None, *, queue: QueueConfig = QUEUE, eta_usec: int = NOW, **fields: Any) -> TaskRecord:

@@ -40,7 +40,7 @@ from aiotaskqueue.errors import StoreReadOnlyError, StoreReplacedError
 from aiotaskqueue.stores import _sqlite_setup, _sqlite_watch
 from aiotaskqueue.stores._base import Delete, Retry, StoredStatistics
 from aiotaskqueue.stores._sqlite_chores import RescueRequest, rescue
-from aiotaskqueue.stores._sqlite_file import ProcessLock, is_dead, lock_path
+from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead, lock_path
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
@@ -360,14 +360,7 @@ async def test_a_stopped_process_loses_its_tasks_by_their_expiry_alone(child: su
 # --- watching others -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look around 100 times a second."""
-    monkeypatch.setattr(_sqlite_watch, "WATCH_SECONDS", 0.01)
-    monkeypatch.setattr(_sqlite_watch, "WATCH_ALONE_SECONDS", 0.01)
-
-
-@pytest.mark.usefixtures("_quick_watch")
+@pytest.mark.usefixtures("quick_watch")
 async def test_what_others_write_is_noticed_and_what_we_write_is_not(path: Path) -> None:
     """When another connection writes, on_change is called; after a write of our own it is not."""
     changes: list[None] = []
@@ -397,7 +390,7 @@ async def test_a_write_of_another_process_is_noticed_within_a_tenth_of_a_second(
     assert seconds < 0.2
 
 
-@pytest.mark.usefixtures("_quick_watch")
+@pytest.mark.usefixtures("quick_watch")
 async def test_who_was_rescued_is_not_reported_again(path: Path) -> None:
     """Once the tasks of a dead process have been taken back, nobody is woken for it any more."""
     await crash(path, "a")
@@ -412,7 +405,7 @@ async def test_who_was_rescued_is_not_reported_again(path: Path) -> None:
         assert before == len(orphans)
 
 
-@pytest.mark.usefixtures("_quick_watch")
+@pytest.mark.usefixtures("quick_watch")
 async def test_leases_of_living_processes_are_looked_at_from_time_to_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While others have the file open, on_orphans is called now and then: one of them may hang with expired leases (P5)."""
     monkeypatch.setattr(_sqlite_watch, "WATCH_EXPIRY_SECONDS", 0.05)
@@ -423,7 +416,7 @@ async def test_leases_of_living_processes_are_looked_at_from_time_to_time(path: 
     assert seconds >= 0.1
 
 
-@pytest.mark.usefixtures("_quick_watch")
+@pytest.mark.usefixtures("quick_watch")
 async def test_watching_survives_trouble(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A look around that fails is no news, and the next ones go on."""
     caplog.set_level(logging.DEBUG, "aiotaskqueue")

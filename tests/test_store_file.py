@@ -20,24 +20,18 @@ from pathlib import Path
 import pytest
 from open_stores import NOW, QUEUE, add, add_leased, new_record, query, raw, running
 
-from aiotaskqueue._record import TaskState
 from aiotaskqueue.errors import (
     ClosedError,
     ConfigError,
-    OutcomeUnknownError,
     SchemaTooNewError,
     StoreBusyError,
     StoreCorruptError,
     StoreError,
     StoreForeignError,
-    StoreFullError,
     StoreReadOnlyError,
-    StoreReplacedError,
 )
 from aiotaskqueue.stores import _sqlite_schema
-from aiotaskqueue.stores._sqlite_errors import is_locked, translate
-from aiotaskqueue.stores._sqlite_file import ProcessLock
-from aiotaskqueue.stores._sqlite_verbs import Verbs
+from aiotaskqueue.stores._sqlite_locks import ProcessLock
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 pytestmark = pytest.mark.anyio
@@ -235,37 +229,6 @@ async def test_a_truncated_file_is_left_alone(path: Path) -> None:
         await open_and_close(path)
 
 
-async def test_a_damaged_page_is_told_to_who_meets_it(path: Path) -> None:
-    """Damage that shows only when a page is read is a StoreCorruptError for reads and writes."""
-    async with running(path) as store:
-        await add(store, *(new_record(payload=b"x" * 1000) for _ in range(50)))
-    [page] = query(path, "SELECT rootpage FROM sqlite_master WHERE name = 'taskqueue_task'")
-    [page_bytes] = query(path, "PRAGMA page_size")
-    with path.open("r+b") as file:
-        file.seek((page - 1) * page_bytes)
-        file.write(b"\xff" * page_bytes)
-    async with running_damaged(path) as store:
-        with pytest.raises(StoreCorruptError):
-            await store.list_tasks("default", states=[TaskState.READY])
-        with pytest.raises(StoreCorruptError):
-            await add(store, new_record())
-
-
-@contextlib.asynccontextmanager
-async def running_damaged(path: Path):  # type: ignore[no-untyped-def]
-    """Run a store on a file in which configuring would meet the damage."""
-    store = SQLiteStore(str(path))
-    await store.open(now_usec=NOW)
-    store._verbs.ids.queues = {"default": 1}
-    writing = asyncio.create_task(store.run(on_change=lambda: None, on_orphans=lambda: None))
-    try:
-        yield store
-    finally:
-        store.stop()
-        await writing
-        await store.aclose()
-
-
 @pytest.mark.parametrize(
     "script",
     [
@@ -407,100 +370,6 @@ def test_what_cannot_be_written_is_named(public_folder: Path, is_there: bool, mo
     ended = run_in_child("powerless", path)
 
     assert ended.stdout.startswith(f"StoreReadOnlyError The database {str(path)!r} cannot be"), ended.stderr
-
-
-@pytest.mark.promise("P17")
-async def test_a_database_that_became_full_takes_tasks_again_when_there_is_room(path: Path) -> None:
-    """When the database cannot grow an add is a StoreFullError and stores nothing; with room the next one succeeds (S11)."""
-    async with running(path) as store:
-        writer = store._writer
-        assert writer is not None
-        await writer.execute("PRAGMA max_page_count = 1")
-        with pytest.raises(StoreFullError, match="make room"):
-            await add(store, new_record(payload=b"x" * 100_000))
-        await writer.execute("PRAGMA max_page_count = 1000000")
-        await add(store, new_record("later", payload=b"x" * 100_000))
-
-    assert ["later"] == query(path, "SELECT name FROM taskqueue_task")
-
-
-@pytest.mark.promise("P16", "P17")
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (sqlite3.SQLITE_FULL, StoreFullError),
-        (sqlite3.SQLITE_IOERR_WRITE, StoreFullError),
-        (sqlite3.SQLITE_CORRUPT, StoreCorruptError),
-        (sqlite3.SQLITE_CORRUPT_INDEX, StoreCorruptError),
-        (sqlite3.SQLITE_NOTADB, StoreCorruptError),
-        (sqlite3.SQLITE_READONLY, StoreReadOnlyError),
-        (sqlite3.SQLITE_READONLY_DIRECTORY, StoreReadOnlyError),
-        (sqlite3.SQLITE_CANTOPEN, StoreReadOnlyError),
-        (sqlite3.SQLITE_PERM, StoreReadOnlyError),
-        (sqlite3.SQLITE_BUSY, StoreBusyError),
-        (sqlite3.SQLITE_BUSY_SNAPSHOT, StoreBusyError),
-        (sqlite3.SQLITE_LOCKED, StoreBusyError),
-        (sqlite3.SQLITE_IOERR, OutcomeUnknownError),
-        (sqlite3.SQLITE_IOERR_FSYNC, OutcomeUnknownError),
-        (sqlite3.SQLITE_CONSTRAINT_CHECK, StoreError),
-        (None, StoreError),
-    ],
-)
-def test_sqlites_codes_become_typed_errors(code: int | None, expected: type[StoreError]) -> None:
-    """Each code of SQLite's has its error, which names path and reason; an unknown one is a plain StoreError (P16, P17)."""
-    exc = sqlite3.OperationalError("the reason")
-    if code is not None:
-        exc.sqlite_errorcode = code
-    error = translate(exc, "/data/tasks.db")
-
-    assert expected is type(error)
-    assert "'/data/tasks.db'" in str(error)
-    assert "the reason" in str(error)
-    assert (expected is StoreBusyError) == is_locked(exc)
-
-
-# --- deleted or replaced while open --------------------------------------------------------------------------------
-
-
-@pytest.mark.promise("P17")
-@pytest.mark.parametrize("is_replaced", [False, True])
-async def test_a_file_that_went_away_takes_no_more_tasks(path: Path, is_replaced: bool) -> None:
-    """When the file is deleted or replaced while it is open, the next add fails instead of vanishing (S12)."""
-    async with running(path) as store:
-        await add(store, new_record())
-        path.rename(path.with_name("moved.db"))
-        if is_replaced:
-            path.touch()
-        with pytest.raises(StoreReplacedError, match="deleted or replaced"):
-            await add(store, new_record())
-        path.with_name("moved.db").replace(path)
-
-
-async def test_a_file_that_came_back_takes_tasks_again(path: Path) -> None:
-    """When the very file is put back, adds succeed again."""
-    async with running(path) as store:
-        path.rename(path.with_name("moved.db"))
-        with pytest.raises(StoreReplacedError):
-            await add(store, new_record())
-        path.with_name("moved.db").rename(path)
-        await add(store, new_record("later"))
-
-    assert ["later"] == query(path, "SELECT name FROM taskqueue_task")
-
-
-async def test_a_file_replaced_during_the_transaction_is_noticed_before_the_answer(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An add whose file is taken away between its begin and its commit fails too: the caller must not believe it (S12)."""
-    insert = Verbs.add
-
-    def insert_and_move(*arguments):  # type: ignore[no-untyped-def]
-        path.rename(path.with_name("moved.db"))
-        return insert(*arguments)
-
-    monkeypatch.setattr(Verbs, "add", insert_and_move)
-    async with running(path) as store:
-        with pytest.raises(StoreReplacedError):
-            await add(store, new_record())
-        path.with_name("moved.db").rename(path)
 
 
 # --- locked while it is opened and closed --------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import attrs
 if TYPE_CHECKING:
     from aiotaskqueue._config import QueueConfig
     from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
+    from aiotaskqueue.errors import StoreError
 
 # How many failed attempts are kept for each task (the last ones).
 ATTEMPTS_KEPT = 10
@@ -167,6 +168,16 @@ class Store(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Unregister this process and free everything, after `run` has ended; twice is fine."""
+
+    @property
+    @abstractmethod
+    def trouble(self) -> StoreError | None:
+        """Why nothing can be written now: the error of the last write that failed, until one succeeds; None: all is well."""
+
+    @property
+    @abstractmethod
+    def warnings(self) -> Sequence[str]:
+        """What may become trouble, a sentence each."""
 
     @abstractmethod
     async def configure(self, queues: Sequence[QueueConfig], *, now_usec: int) -> Sequence[str]:

@@ -92,6 +92,12 @@ class GroupCommit:
         self.locked_since: float | None = None
         """Monotonic time since which another process has kept us from writing."""
         self.commits = 0
+        self._is_busy = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written or waits for it."""
+        return not self._waiting and not self._is_busy
 
     def submit(
         self,
@@ -131,7 +137,9 @@ class GroupCommit:
         try:
             while self._waiting or not self.is_closed:
                 if self._waiting:
+                    self._is_busy = True
                     await self._commit(self._take())
+                    self._is_busy = False
                 else:
                     await self._clock.wait(self._arrived)
         finally:
@@ -161,7 +169,13 @@ class GroupCommit:
             results = await self._transact([(verb, [work.request for work in works]) for verb, works in groups])
         except LockedError as exc:
             await self._try_later(batch, exc)
+        except OutcomeUnknownError as exc:
+            # It may have happened, so it is not for us to do it again.
+            self.locked_since = None
+            for work in batch:
+                work.fail(type(exc)(str(exc)), exc)
         except Exception as exc:
+            self.locked_since = None
             await self._try_alone(batch, exc)
         except BaseException:
             for work in batch:
@@ -195,9 +209,14 @@ class GroupCommit:
         for work in waiting:
             if work.patience_until <= now:
                 held = now - self.locked_since
-                work.fail(StoreBusyError(f"Another process has held the lock of the database for {held:.1f} s; end it, or try again."), exc)
+                work.fail(locked_for(held), exc)
         pause = random.uniform(*BUSY_PAUSE_SECONDS)
         await self._clock.wait(Wakeup(), self._clock.time_usec() + round(pause * 1_000_000))
+
+
+def locked_for(seconds: float) -> StoreBusyError:
+    """Return the error of who has waited for somebody else's lock for so long."""
+    return StoreBusyError(f"Another process has held the lock of the database for {seconds:.1f} s; end it, or try again.")
 
 
 def _grouped(batch: list[Work]) -> list[tuple[Verb, list[Work]]]:

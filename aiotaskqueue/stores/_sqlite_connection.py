@@ -11,6 +11,7 @@ import aiosqlite
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.stores._group_commit import Verb
 from aiotaskqueue.stores._sqlite_file import DatabaseFile
+from aiotaskqueue.stores._sqlite_fork import guard_connection
 
 T = TypeVar("T")
 
@@ -49,9 +50,11 @@ async def run_in_thread(connection: aiosqlite.Connection, function: Callable[[sq
 def connect(file: DatabaseFile | None, *, read_only: bool = False) -> aiosqlite.Connection:
     """Return a connection that is not open yet, in autocommit: transactions are begun and ended by us alone; None: in memory."""
     uri = "file::memory:" if file is None else file.uri(read_only=read_only)
-    return aiosqlite.connect(
+    connection = aiosqlite.connect(
         uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS, factory=ThreadConnection, cached_statements=256
     )
+    guard_connection(connection)
+    return connection
 
 
 async def disconnect(connection: aiosqlite.Connection) -> None:
@@ -82,6 +85,8 @@ class Transaction:
     def __init__(self, groups: Sequence[tuple[Verb, Sequence[Any]]], file: DatabaseFile | None) -> None:
         self._groups = groups
         self._file = file
+        self.is_committing = False
+        """It has got as far as its COMMIT: if that fails, nobody may know whether it happened."""
 
     def run(self, connection: sqlite3.Connection) -> list[Sequence[Any]]:
         """Run all verbs; all or nothing."""
@@ -90,6 +95,7 @@ class Transaction:
         connection.execute("BEGIN IMMEDIATE")
         try:
             results = [verb(connection, requests) for verb, requests in self._groups]
+            self.is_committing = True
             connection.execute("COMMIT")
         except BaseException:
             # After FULL or IOERR SQLite has rolled back by itself, and ROLLBACK would raise (RELIABILITY S11).
@@ -97,5 +103,5 @@ class Transaction:
                 connection.execute("ROLLBACK")
             raise
         if self._file is not None:
-            self._file.check()
+            self._file.check_after_commit()
         return results

@@ -17,8 +17,11 @@ SELECT_VERSION = "SELECT max(version) FROM taskqueue_schema"
 INSERT_VERSION = "INSERT INTO taskqueue_schema (version, applied_usec) VALUES (?, ?)"
 
 
-def migrate(connection: sqlite3.Connection, requests: Sequence[int]) -> list[None]:
+def migrate(connection: sqlite3.Connection, requests: Sequence[int]) -> list[int]:
     """Bring the schema up to date, inside of the transaction that runs this verb; a request is the time.
+
+    Returns:
+        The version that the schema has now, which is the newest that we know.
 
     Raises:
         SchemaTooNewError: A newer version of this package was here.
@@ -27,16 +30,25 @@ def migrate(connection: sqlite3.Connection, requests: Sequence[int]) -> list[Non
     """
     scripts = _scripts()
     version = _stored_version(connection)
-    if version > max(scripts):
-        raise SchemaTooNewError(
-            f"The database has schema {version} and this version knows {max(scripts)}; install a newer aiotaskqueue-embedded."
-        )
+    check_version(version, max(scripts))
     for number, script in scripts.items():
         if number > version:
             _run(connection, script)
             connection.execute(INSERT_VERSION, (number, requests[0]))
     _check_objects(connection, scripts)
-    return [None]
+    return [max(scripts)]
+
+
+def check_version(version: int, known: int) -> None:
+    """Raise SchemaTooNewError if a newer version of this package has been here."""
+    if version > known:
+        raise SchemaTooNewError(f"The database has schema {version} and this version knows {known}; install a newer aiotaskqueue-embedded.")
+
+
+def fetch_version(connection: sqlite3.Connection) -> int:
+    """Return the version of a schema that is ours."""
+    version: int = connection.execute(SELECT_VERSION).fetchone()[0]
+    return version
 
 
 def _stored_version(connection: sqlite3.Connection) -> int:

@@ -7,7 +7,8 @@ import socket
 import sqlite3
 from collections.abc import Sequence
 
-from aiotaskqueue.stores._sqlite_file import DatabaseFile, ProcessLock, is_dead
+from aiotaskqueue.stores._sqlite_file import DatabaseFile
+from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead
 from aiotaskqueue.stores._sqlite_rows import Ids
 
 # Primary keys and the UNIQUE of the names; short tables.
@@ -41,7 +42,7 @@ class OwnProcess:
         """Enter this process (a verb; the request is the time); its lock is held before anybody can see the row."""
         (process_id,) = connection.execute(ALLOCATE_ID).fetchone()
         if self._file is not None:
-            self._lock = ProcessLock(self._file.path, process_id)
+            self._lock = ProcessLock(self._file.real_path, process_id)
             self._lock.acquire()
         connection.execute(INSERT_PROCESS, (process_id, _host(), os.getpid(), requests[0]))
         self._ids.process = process_id
@@ -73,7 +74,13 @@ class OwnProcess:
 
     def has_died(self, process_id: int, host: str) -> bool:
         """Whether another process has certainly ended, which can only be said of one on this machine."""
-        return self._file is not None and host == _host() and is_dead(self._file.path, process_id)
+        return self._file is not None and host == _host() and is_dead(self._file.real_path, process_id)
+
+
+def probe(connection: sqlite3.Connection, requests: Sequence[None]) -> list[None]:
+    """Write something, to see whether that is possible: an id that nobody gets."""
+    connection.execute(ALLOCATE_ID)
+    return [None for _ in requests]
 
 
 def announce_drain(connection: sqlite3.Connection, requests: Sequence[int]) -> list[None]:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiotaskqueue._clock import SystemClock, Wakeup
-from aiotaskqueue.errors import StoreError
+from aiotaskqueue.errors import ClosedError, StoreError
 
 logger = logging.getLogger("aiotaskqueue")
 
@@ -26,7 +26,7 @@ class Watcher:
 
     Args:
         fetch_version: Returns ``PRAGMA data_version`` of the writing connection, where our own commits do not change it.
-        select_others: Returns the other processes, id and host.
+        look_around: Called once a second; returns the other processes, id and host.
         has_died: Whether one of them has certainly ended.
         on_change: Called when another process has written.
         on_orphans: Called when a process has died, or may hang.
@@ -36,13 +36,13 @@ class Watcher:
         self,
         *,
         fetch_version: Callable[[], Awaitable[int]],
-        select_others: Callable[[], Awaitable[Sequence[tuple[int, str]]]],
+        look_around: Callable[[], Awaitable[Sequence[tuple[int, str]]]],
         has_died: Callable[[int, str], bool],
         on_change: Callable[[], None],
         on_orphans: Callable[[], None],
     ) -> None:
         self._fetch_version = fetch_version
-        self._select_others = select_others
+        self._look_around = look_around
         self._has_died = has_died
         self._on_change = on_change
         self._on_orphans = on_orphans
@@ -64,8 +64,8 @@ class Watcher:
         while not self._is_stopped:
             try:
                 await self._look()
-            except (sqlite3.Error, StoreError) as exc:
-                # The writer meets the same trouble and reports it; here it only means that there is no news.
+            except (sqlite3.Error, StoreError, ClosedError) as exc:
+                # Whoever writes meets the same trouble; here it only means that there is no news.
                 logger.debug("The database could not be watched: %s", exc)
             pause = WATCH_SECONDS if self._others else WATCH_ALONE_SECONDS
             await self._clock.wait(self._stopping, self._clock.time_usec() + round(pause * 1_000_000))
@@ -80,7 +80,7 @@ class Watcher:
             return
         # What we rescued ourselves changes no version, so look again and again.
         self._looked_at = now
-        self._others = await self._select_others()
+        self._others = await self._look_around()
         has_waited = now - self._rescued_at >= WATCH_EXPIRY_SECONDS
         if any(has_waited or self._has_died(process_id, host) for process_id, host in self._others):
             self._rescued_at = now

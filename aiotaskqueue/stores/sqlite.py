@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -26,7 +27,7 @@ from aiotaskqueue._clock import SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue._task_arguments import shorten
-from aiotaskqueue.errors import ClosedError, ConfigError, StoreBusyError, StoreError
+from aiotaskqueue.errors import ClosedError, ConfigError, ForkedProcessError, StoreCorruptError, StoreError, StoreReplacedError
 from aiotaskqueue.stores._base import (
     Added,
     AddVerdict,
@@ -38,16 +39,18 @@ from aiotaskqueue.stores._base import (
     TaskFilter,
     tombstone_until_usec,
 )
-from aiotaskqueue.stores._group_commit import MAX_ROWS, GroupCommit, LockedError, Verb
+from aiotaskqueue.stores._group_commit import MAX_ROWS, GroupCommit, LockedError, Verb, locked_for
 from aiotaskqueue.stores._sqlite_adding import AddRequest
 from aiotaskqueue.stores._sqlite_chores import FOR_EVER_USEC, RescueRequest, SweepRequest, rescue, sweep
 from aiotaskqueue.stores._sqlite_connection import SYNCHRONOUS, Transaction, connect, disconnect, run_in_thread, set_pragmas
-from aiotaskqueue.stores._sqlite_errors import is_locked, translate
-from aiotaskqueue.stores._sqlite_file import DatabaseFile, remove_lock
+from aiotaskqueue.stores._sqlite_errors import is_locked, is_own_fault, translate
+from aiotaskqueue.stores._sqlite_file import DatabaseFile
+from aiotaskqueue.stores._sqlite_locks import remove_lock
 from aiotaskqueue.stores._sqlite_looking import fetch_statistics, get_task, list_attempts, list_tasks, select_leased_ids
 from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, ReviveRequest, delete, force, purge, revive, set_paused
-from aiotaskqueue.stores._sqlite_schema import migrate
-from aiotaskqueue.stores._sqlite_setup import OwnProcess, announce_drain, fetch_secrets
+from aiotaskqueue.stores._sqlite_schema import check_version, fetch_version, migrate
+from aiotaskqueue.stores._sqlite_setup import OwnProcess, announce_drain, fetch_secrets, probe
+from aiotaskqueue.stores._sqlite_trouble import Trouble
 from aiotaskqueue.stores._sqlite_verbs import ExchangeRequest, Verbs
 from aiotaskqueue.stores._sqlite_watch import Watcher
 
@@ -57,9 +60,13 @@ T = TypeVar("T")
 
 MEMORY = ":memory:"
 
+# From when on a lock is worth mentioning; most are held for milliseconds.
+LOCKED_SECONDS = 1.0
+
 # For a lock that another process holds; sweeping can wait for another day (RELIABILITY S16).
 PATIENCE_SECONDS = 30.0
 SWEEP_PATIENCE_SECONDS = 5.0
+PROBE_PATIENCE_SECONDS = 1.0
 
 
 class SQLiteStore(Store):
@@ -80,6 +87,9 @@ class SQLiteStore(Store):
         self._patience_seconds = patience_seconds
         self._clock = SystemClock()
         self._verbs = Verbs()
+        self._trouble = Trouble()
+        self._pid = 0
+        self._schema_version = 0
         self._process = OwnProcess(self._file, self._verbs.ids)
         self._group = GroupCommit(self._transact)
         self._writer: aiosqlite.Connection | None = None
@@ -89,24 +99,30 @@ class SQLiteStore(Store):
     # --- life ---
 
     async def open(self, *, now_usec: int) -> None:
+        self._pid = os.getpid()
         try:
             await self._open_writer()
-            await self._patiently(migrate, now_usec)
+            self._schema_version = await self._patiently(migrate, now_usec)
             await self._patiently(self._process.register, now_usec)
             await self._open_reader()
         except sqlite3.Error as exc:
-            raise self._translated(exc) from exc
+            raise self._note(exc) from exc
+        except StoreError as exc:
+            self._trouble.note(exc)
+            raise
 
     async def run(self, *, on_change: Callable[[], None], on_orphans: Callable[[], None]) -> None:
-        watcher = self._make_watcher(on_change, on_orphans)
+        watcher = None if self._file is None else self._make_watcher(self._file, on_change, on_orphans)
         async with anyio.create_task_group() as tg:
-            if self._file is not None:
+            if watcher is not None:
                 tg.start_soon(watcher.run)
             await self._group.run()
-            watcher.stop()
+            if watcher is not None:
+                watcher.stop()
 
     async def aclose(self) -> None:
-        if self._is_closed:
+        # A forked child has no threads to wait for, and nothing of its parent's to close.
+        if self._is_closed or self._is_in_fork:
             return
         self._is_closed = True
         async with contextlib.AsyncExitStack() as parts:
@@ -122,6 +138,18 @@ class SQLiteStore(Store):
 
     def stop(self) -> None:
         self._group.close()
+
+    @property
+    def trouble(self) -> StoreError | None:
+        since = self._group.locked_since
+        if self._trouble.is_lasting or since is None:
+            return self._trouble.current
+        held_seconds = self._clock.monotonic() - since
+        return locked_for(held_seconds) if held_seconds >= LOCKED_SECONDS else self._trouble.current
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self._trouble.warnings
 
     async def configure(self, queues: Sequence[QueueConfig], *, now_usec: int) -> Sequence[str]:
         orphans: Sequence[str] = await self._write(self._verbs.configure, [config.name for config in queues])
@@ -176,7 +204,7 @@ class SQLiteStore(Store):
                 request = RescueRequest(process_id, task_ids, by_name, now_usec, is_dead=is_gone)
                 rescued += await self._write(rescue, request, rows=len(task_ids))
             if is_gone:
-                remove_lock(self._file.path, process_id)
+                remove_lock(self._file.real_path, process_id)
         return rescued
 
     async def announce_drain(self) -> None:
@@ -244,13 +272,27 @@ class SQLiteStore(Store):
 
     async def _open_reader(self) -> None:
         if self._file is not None:
+            self._file.remember_side_files()
             self._reader = await connect(self._file, read_only=True)
+            # Only its first look opens the WAL; if that had been taken away meanwhile, SQLite would begin a new one.
+            await self._read(fetch_version)
+            for topic, sentence in self._file.find_exposure():
+                self._trouble.warn(topic, sentence)
+
+    @property
+    def _is_in_fork(self) -> bool:
+        return self._pid != 0 and self._pid != os.getpid()
 
     @property
     def _open_connection(self) -> aiosqlite.Connection:
         if self._writer is None or self._is_closed:
             raise ClosedError("The store is not open; start the service first.")
+        self._check_process()
         return self._writer
+
+    def _check_process(self) -> None:
+        if self._is_in_fork:
+            raise ForkedProcessError("The store was opened before a fork; start the service in the child, not at import.")
 
     def _set_pragmas(self, connection: sqlite3.Connection) -> None:
         set_pragmas(connection, durability=self._durability, is_file=self._file is not None)
@@ -267,40 +309,77 @@ class SQLiteStore(Store):
                 return await attempt()
             except LockedError as exc:
                 if self._clock.monotonic() > give_up:
-                    raise StoreBusyError(
-                        f"Another process has held the lock of the database for {self._patience_seconds:.1f} s; end it, or try again."
-                    ) from exc
+                    raise locked_for(self._patience_seconds) from exc
             await self._clock.wait(Wakeup(), self._clock.time_usec() + 20_000)
 
     async def _write(
         self, verb: Verb, request: Any, *, rows: int = 1, is_urgent: bool = True, on_end: Callable[[Any], None] | None = None
     ) -> Any:
+        self._check_process()
         patience_seconds = self._patience_seconds if is_urgent else min(self._patience_seconds, SWEEP_PATIENCE_SECONDS)
         return await self._group.submit(verb, request, rows=rows, patience_seconds=patience_seconds, on_end=on_end)
 
     async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
-        connection = self._reader if self._reader is not None else self._open_connection
+        connection = self._open_connection if self._reader is None else self._reader
         if self._is_closed:
             raise ClosedError("The store is closed; start a new service.")
+        self._check_process()
         try:
             return await run_in_thread(connection, lambda raw: function(raw, *arguments))
         except sqlite3.Error as exc:
             raise self._translated(exc) from exc
 
     async def _transact(self, groups: Sequence[tuple[Verb, Sequence[Any]]]) -> Sequence[Sequence[Any]]:
-        return await self._hop(Transaction(groups, self._file).run)
+        self._trouble.refuse()
+        if self._file is not None and isinstance(self._trouble.current, StoreReplacedError):
+            self._file.check_all()
+        transaction = Transaction(groups, self._file)
+        results = await self._hop(transaction.run, transaction)
+        self._trouble.clear()
+        return results
 
-    async def _hop(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def _hop(self, function: Callable[[sqlite3.Connection], T], transaction: Transaction | None = None) -> T:
         """Call `function` in the writer's thread."""
         try:
             return await run_in_thread(self._open_connection, function)
         except sqlite3.Error as exc:
             if is_locked(exc):
                 raise LockedError(str(exc)) from exc
-            raise self._translated(exc) from exc
+            raise self._note(exc, is_commit=transaction is not None and transaction.is_committing) from exc
+        except StoreError as exc:
+            self._trouble.note(exc)
+            raise
+
+    def _note(self, exc: sqlite3.Error, *, is_commit: bool = False) -> StoreError:
+        """Return the typed error of a write that failed, and remember it if others would fail as well."""
+        error = translate(exc, self._path, is_commit=is_commit)
+        if not is_own_fault(exc):
+            self._trouble.note(error)
+        return error
 
     def _translated(self, exc: sqlite3.Error) -> StoreError:
-        return translate(exc, MEMORY if self._file is None else self._file.path)
+        """Return the typed error of a look that failed; only damage that it met concerns writes."""
+        error = translate(exc, self._path)
+        if isinstance(error, StoreCorruptError):
+            self._trouble.note(error)
+        return error
+
+    @property
+    def _path(self) -> str:
+        return MEMORY if self._file is None else self._file.path
+
+    async def _look_around(self, file: DatabaseFile) -> Sequence[tuple[int, str]]:
+        """See once a second whether all is well, also when nobody writes; return the other processes."""
+        try:
+            file.check_all()
+            version, others = await self._read(lambda raw: (fetch_version(raw), self._process.select_others(raw)))
+            check_version(version, self._schema_version)
+        except StoreError as exc:
+            self._trouble.note(exc)
+            raise
+        if self._group.is_idle and (self._trouble.may_pass or self._group.locked_since is not None):
+            await self._group.submit(probe, None, patience_seconds=PROBE_PATIENCE_SECONDS)
+        return others
 
     async def _sign_off(self, writer: aiosqlite.Connection) -> None:
         try:
@@ -308,10 +387,10 @@ class SQLiteStore(Store):
         except sqlite3.Error as exc:
             logger.warning("The process could not be unregistered (%s); the next start will find it gone.", exc)
 
-    def _make_watcher(self, on_change: Callable[[], None], on_orphans: Callable[[], None]) -> Watcher:
+    def _make_watcher(self, file: DatabaseFile, on_change: Callable[[], None], on_orphans: Callable[[], None]) -> Watcher:
         return Watcher(
             fetch_version=lambda: run_in_thread(self._open_connection, _data_version),
-            select_others=lambda: self._read(self._process.select_others),
+            look_around=lambda: self._look_around(file),
             has_died=self._process.has_died,
             on_change=on_change,
             on_orphans=on_orphans,

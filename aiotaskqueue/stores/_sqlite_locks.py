@@ -1,0 +1,87 @@
+"""Locks on files beside the database: they prove a process alive, and say who empties the WAL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aiotaskqueue._liveness import hold, is_abandoned
+from aiotaskqueue.errors import StoreReadOnlyError, StoreReplacedError
+from aiotaskqueue.stores._sqlite_fork import guard_lock
+
+
+class SideLock:
+    """A lock on a file beside the database, which the kernel drops with the process."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether we have it."""
+        return self._descriptor is not None
+
+    def acquire(self) -> None:
+        """Create the file and lock it.
+
+        Raises:
+            BlockingIOError: Somebody else has it.
+            OSError: The file cannot be made.
+        """
+        self._descriptor = hold(self.path)
+        guard_lock(self)
+
+    def release(self, *, remove: bool = True) -> None:
+        """Unlock, and remove the file; twice is fine."""
+        if self._descriptor is None:
+            return
+        if remove:
+            Path(self.path).unlink(missing_ok=True)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor, and leave the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class ProcessLock(SideLock):
+    """Proves to other processes that this one is alive."""
+
+    def __init__(self, database_path: str, process_id: int) -> None:
+        super().__init__(lock_path(database_path, process_id))
+
+    def acquire(self) -> None:
+        """Create and lock the side file; before the process's row can be seen by others.
+
+        Raises:
+            StoreReadOnlyError: The folder cannot be written.
+            StoreReplacedError: A process with this id lives: it has another database open that was here before.
+        """
+        try:
+            super().acquire()
+        except BlockingIOError as exc:
+            raise StoreReplacedError(
+                f"The file {self.path!r} is locked by a process whose database was deleted or replaced; end that process."
+            ) from exc
+        except OSError as exc:
+            raise StoreReadOnlyError(
+                f"The file {self.path!r} cannot be created: {exc.strerror}; check the folder's owner and mode."
+            ) from exc
+
+
+def lock_path(database_path: str, process_id: int) -> str:
+    """Return the path of a process's side file."""
+    return f"{database_path}-process-{process_id}"
+
+
+def remove_lock(database_path: str, process_id: int) -> None:
+    """Remove the side file of a process that has ended."""
+    Path(lock_path(database_path, process_id)).unlink(missing_ok=True)
+
+
+def is_dead(database_path: str, process_id: int) -> bool:
+    """Whether the process with that side file has certainly ended."""
+    return is_abandoned(lock_path(database_path, process_id))
