@@ -43,10 +43,10 @@ async def serving(
         yield service
 
 
-async def attempt(folder: Path, play: Play, **task_arguments: Any) -> StoredTask | None:
+async def attempt(folder: Path, play: Play) -> StoredTask | None:
     """Make one attempt, the only one that the task may have, and return what is then stored; None: nothing any more."""
     async with raw_server(play) as server, serving(folder, server.base_url, ONCE) as service:
-        await service.add(name="one", url="/worker", **task_arguments)
+        await service.add(b"x" * 90_000, name="one", url="/worker")
         try:
             return await service.queue().get_task("one")
         except UnknownTaskError:
@@ -66,6 +66,13 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 # --- what the log of attempts says -------------------------------------------------------------------------------------------
+
+
+async def play_early_start(peer: Peer) -> None:
+    """Begin an answer before the request's body is read, and reset the connection."""
+    await peer.reader.readuntil(b"\r\n\r\n")
+    await peer.send(OK_HEAD, 0.02)
+    peer.reset()
 
 
 def case(row: int, name: str, play: Play, reason: str, detail: str, *, status: int | None = None, executions: int = 1) -> Any:
@@ -99,6 +106,7 @@ CASES = [
     case(72, "reset", resetting(), "disconnected", "The connection ended before the answer.", executions=0),
     case(72, "garbage", answering(b"SSH-2.0\r\n"), "malformed", "The head has a malformed line: b'SSH-2.0\\r\\n'"),
     case(74, "folded", answering(OK[:-2] + b" x\r\n\r\n"), "malformed", "The head has a malformed line: b' x\\r\\n'"),
+    case(78, "early start", play_early_start, "truncated", "The connection ended before the end of the body."),
     case(79, "upgrade", answering(b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"), "status", "", status=101),
     case(81, "ANSI", status(500, body=b"\x1b[2J<b>\xff"), "status", "\\x1b[2J<b>\ufffd", status=500),
     case(83, "silence", play_silence, "deadline", "No complete answer within 2 seconds."),
