@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from test_delivery_http import headers_of
 from aiotaskqueue import QueueConfig, Task, TaskQueueService, TaskRetryOptions
 from aiotaskqueue._clock import SystemClock
 from aiotaskqueue._record import StoredTask, TaskState
-from aiotaskqueue.delivery._base import DETAIL_BYTES
+from aiotaskqueue.delivery._base import DETAIL_BYTES, FailureReason
 from aiotaskqueue.errors import UnknownTaskError
 from aiotaskqueue.web.aiohttp import init_worker, task
 
@@ -345,3 +346,11 @@ async def test_signature_refused(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert stored.attempts is not None
     assert [(403, "Signature refused: keys or clock differ?")] == [(line.status, line.detail) for line in stored.attempts]
     assert ["/worker answered 403: Signature refused: keys or clock differ?"] == warnings(caplog)
+
+
+def test_documented() -> None:
+    """The guide's table of answers names each reason that an attempt can have."""
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "delivery.md").read_text()
+    table = guide.partition("| the worker | the task | reason |")[2].partition("\n\n")[0]
+
+    assert {"status", "redirect", *FailureReason} == set(re.findall(r"`([a-z-]+)` \|$", table, re.MULTILINE))
