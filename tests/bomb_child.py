@@ -30,12 +30,13 @@ def read_megabytes(name: str) -> float:
 
 
 async def throw(delivery: HTTPDelivery, bomb: str, count: int, deadline_seconds: float) -> dict[str, object]:
-    """Make `count` attempts at once."""
+    """Make `count` attempts at once, in turn of all kinds that `bomb` names."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before, start = read_megabytes("VmRSS"), time.monotonic()
-    record = make_record(url=f"/{bomb}")
-    outcomes = await asyncio.gather(*(delivery.deliver(record, deadline_seconds=deadline_seconds) for _ in range(count)))
+    records = [make_record(url=f"/{kind}") for kind in bomb.split(",")]
+    attempts = (delivery.deliver(records[i % len(records)], deadline_seconds=deadline_seconds) for i in range(count))
+    outcomes = await asyncio.gather(*attempts)
     return {
         "name": bomb,
         "reasons": sorted({str(outcome.status) if isinstance(outcome, Answer) else outcome.reason.value for outcome in outcomes}),

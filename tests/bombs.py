@@ -99,18 +99,8 @@ async def throwing(*bombs: str, count: int, deadline_seconds: float) -> AsyncIte
     Ten seconds of their clock are one: their deadline is over after a tenth of `deadline_seconds` and the grace.
     """
     async with raw_server(play) as server:
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            "-W",
-            "error",
-            str(CHILD),
-            server.base_url,
-            str(count),
-            str(deadline_seconds),
-            *BOMBS,
-        ]
+        arguments = [str(CHILD), server.base_url, str(count), str(deadline_seconds), *bombs]
+        command = [sys.executable, "-X", "faulthandler", "-W", "error", *arguments]
         child = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         assert child.stdout is not None
         try:

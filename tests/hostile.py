@@ -46,26 +46,32 @@ class Peer:
     def __init__(self, server: RawServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self._server = server
+        self.server = server
         self.number = server.connections
         """1 for the first connection of the server."""
 
     @property
     def requests(self) -> list[bytes]:
         """What the server has received so far."""
-        return self._server.requests
+        return self.server.requests
 
     async def read_request(self) -> bytes:
         """Read a request, body included, and keep it in the server's `requests`; empty at the end of the connection."""
+        request = await self.read_message()
+        if request:
+            self.server.requests.append(request)
+        return request
+
+    async def read_message(self) -> bytes:
+        """Read a head, and as much of a body as it says; empty if the connection ends before."""
         try:
-            request = await self.reader.readuntil(b"\r\n\r\n")
+            message = await self.reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
             return b""
-        length = _CONTENT_LENGTH.search(request)
+        length = _CONTENT_LENGTH.search(message)
         if length:
-            request += await self.reader.readexactly(int(length[1]))
-        self._server.requests.append(request)
-        return request
+            message += await self.reader.readexactly(int(length[1]))
+        return message
 
     async def send(self, *steps: bytes | float) -> None:
         """Send bytes, and pause for numbers of seconds."""
@@ -126,7 +132,7 @@ async def raw_server(play: Play, *, tls: ssl.SSLContext | None = None, unix_sock
         tasks.add(task)
         try:
             await play(Peer(seen, reader, writer))
-        except (asyncio.CancelledError, ConnectionError):
+        except (asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             tasks.discard(task)

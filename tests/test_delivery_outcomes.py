@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from test_delivery_http import headers_of
 from aiotaskqueue import QueueConfig, Task, TaskQueueService, TaskRetryOptions
 from aiotaskqueue._clock import SystemClock
 from aiotaskqueue._record import StoredTask, TaskState
-from aiotaskqueue.delivery._base import DETAIL_BYTES
+from aiotaskqueue.delivery._base import DETAIL_BYTES, FailureReason
 from aiotaskqueue.errors import UnknownTaskError
 from aiotaskqueue.web.aiohttp import init_worker, task
 
@@ -43,10 +44,10 @@ async def serving(
         yield service
 
 
-async def attempt(folder: Path, play: Play, **task_arguments: Any) -> StoredTask | None:
+async def attempt(folder: Path, play: Play) -> StoredTask | None:
     """Make one attempt, the only one that the task may have, and return what is then stored; None: nothing any more."""
     async with raw_server(play) as server, serving(folder, server.base_url, ONCE) as service:
-        await service.add(name="one", url="/worker", **task_arguments)
+        await service.add(b"x" * 90_000, name="one", url="/worker")
         try:
             return await service.queue().get_task("one")
         except UnknownTaskError:
@@ -66,6 +67,13 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 # --- what the log of attempts says -------------------------------------------------------------------------------------------
+
+
+async def play_early_start(peer: Peer) -> None:
+    """Begin an answer before the request's body is read, and reset the connection."""
+    await peer.reader.readuntil(b"\r\n\r\n")
+    await peer.send(OK_HEAD, 0.02)
+    peer.reset()
 
 
 def case(row: int, name: str, play: Play, reason: str, detail: str, *, status: int | None = None, executions: int = 1) -> Any:
@@ -99,6 +107,7 @@ CASES = [
     case(72, "reset", resetting(), "disconnected", "The connection ended before the answer.", executions=0),
     case(72, "garbage", answering(b"SSH-2.0\r\n"), "malformed", "The head has a malformed line: b'SSH-2.0\\r\\n'"),
     case(74, "folded", answering(OK[:-2] + b" x\r\n\r\n"), "malformed", "The head has a malformed line: b' x\\r\\n'"),
+    case(78, "early start", play_early_start, "truncated", "The connection ended before the end of the body."),
     case(79, "upgrade", answering(b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"), "status", "", status=101),
     case(81, "ANSI", status(500, body=b"\x1b[2J<b>\xff"), "status", "\\x1b[2J<b>\ufffd", status=500),
     case(83, "silence", play_silence, "deadline", "No complete answer within 2 seconds."),
@@ -337,3 +346,11 @@ async def test_signature_refused(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert stored.attempts is not None
     assert [(403, "Signature refused: keys or clock differ?")] == [(line.status, line.detail) for line in stored.attempts]
     assert ["/worker answered 403: Signature refused: keys or clock differ?"] == warnings(caplog)
+
+
+def test_documented() -> None:
+    """The guide's table of answers names each reason that an attempt can have."""
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "delivery.md").read_text()
+    table = guide.partition("| the worker | the task | reason |")[2].partition("\n\n")[0]
+
+    assert {"status", "redirect", *FailureReason} == set(re.findall(r"`([a-z-]+)` \|$", table, re.MULTILINE))

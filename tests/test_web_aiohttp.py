@@ -20,7 +20,7 @@ from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.errors import ConfigError, NotInTaskError
 from aiotaskqueue.signing import KeyRing, RefusalReason
 from aiotaskqueue.tasks import FatalTaskError, current_task
-from aiotaskqueue.web.aiohttp import default_url_path, init_worker, install, task
+from aiotaskqueue.web.aiohttp import _CHECK, default_url_path, init_worker, install, task
 from aiotaskqueue.worker import AccessCheck, TaskInfo
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +54,18 @@ async def serve(app: web.Application) -> AsyncIterator[Client]:
     """Serve the application on a socket while the block runs."""
     async with TestClient(TestServer(app)) as client:
         yield client
+
+
+@contextlib.asynccontextmanager
+async def run(app: web.Application, **arguments: bool) -> AsyncIterator[int]:
+    """Run the application as its user does, on the port that is given, while the block runs."""
+    runner = web.AppRunner(app, shutdown_timeout=0.1, **arguments)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
 
 
 async def deliver(client: Client, record: TaskRecord | None = None, headers: Headers | None = None, body: bytes | None = None) -> int:
@@ -381,15 +393,10 @@ async def test_compressed_body(caplog: pytest.LogCaptureFixture, body: bytes) ->
 async def test_compressed_body_that_stays_so(body: bytes) -> None:
     """A server that does not unpack bodies gives the handler what was added, byte for byte."""
     calls = Calls()
-    runner = web.AppRunner(make_app(task(calls)), auto_decompress=False)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
     record = make_record(payload=body, headers=(("Content-Encoding", "gzip"),))
-    async with ClientSession() as session:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/worker"
-        async with session.post(url, data=body, headers=signed_headers(record)) as response:
+    async with run(make_app(task(calls)), auto_decompress=False) as port, ClientSession() as session:
+        async with session.post(f"http://127.0.0.1:{port}/worker", data=body, headers=signed_headers(record)) as response:
             assert 200 == response.status
-    await runner.cleanup()
 
     assert [body] == calls.bodies
 
@@ -412,6 +419,22 @@ async def send_head(client: Client, headers: Headers) -> bytes:
     writer.close()
     await writer.wait_closed()
     return answer
+
+
+async def test_body_that_does_not_come(caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery whose connection ends within the body is refused to nobody, and that is not an error of the application."""
+    app = make_app(task(Calls()))
+    # Unlike aiohttp's TestServer, a server usually lets its handlers run on.
+    async with run(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        lines = ["POST /worker HTTP/1.1", "Host: localhost", "Content-Length: 9", *(f"{name}: {value}" for name, value in GENUINE)]
+        writer.write("\r\n".join([*lines, "", "ke"]).encode())
+        await asyncio.sleep(0.02)
+        writer.transport.abort()
+        await asyncio.sleep(0.02)
+
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert {RefusalReason.UNREADABLE_BODY: 1} == app[_CHECK].rejections
 
 
 @pytest.mark.parametrize("headers", [[], without_signature(GENUINE), replaced(GENUINE, "X-AppEngine-TaskName", "x"), GENUINE])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import EMPTY_PAYLOAD
 from aiohttp.http import HttpProcessingError, HttpResponseParser
 
-from aiotaskqueue._clock import Cutoff
+from aiotaskqueue._clock import Cutoff, SystemClock
 from aiotaskqueue.delivery._base import DETAIL_BYTES, SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
 from aiotaskqueue.delivery._detail import safe_text
 from aiotaskqueue.delivery._head import MalformedError, split_head
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 # Read in one turn of the loop, so that a body of the tiniest chunks keeps nobody else waiting.
 READ_BYTES = 16 * 1024
+
+# How long past its end an exchange may go on reading what is in the socket; P7 allows 0.1 s.
+LOOKING_SECONDS = 0.05
 
 # aiohttp's own limits of a head (RELIABILITY T15).
 MAX_LINE_BYTES = MAX_FIELD_BYTES = 8190
@@ -75,6 +78,8 @@ class Connection(asyncio.BufferedProtocol):
         self._result: asyncio.Future[Result] | None = None
         self._begun = b""
         self._has_received = False
+        self._has_progress = False
+        """Whether anything has come since that was last asked."""
         self._message: RawResponseMessage | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
         self._start = b""
@@ -100,15 +105,21 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(request.data)
         return self._result
 
-    def expire(self, result: asyncio.Future[Result], late: NoAnswer, turns_left: int = Cutoff.GRACE_TURNS) -> None:
+    def expire(self, result: asyncio.Future[Result], late: NoAnswer) -> None:
         """End the exchange of that future with `late`, unless its answer is here already.
 
-        An answer and the timer can become due in one turn of a busy event loop: the answer is looked for first (P8).
+        An answer and the timer can become due in one turn of a busy event loop: so what is in the socket is read first, but
+        not for long, since more may come in all the time (P7, P8).
         """
+        # What is in a socket was sent in real time, whatever clock the service has.
+        self._look_again(result, late, Cutoff.GRACE_TURNS, SystemClock().monotonic() + LOOKING_SECONDS)
+
+    def _look_again(self, result: asyncio.Future[Result], late: NoAnswer, turns_left: int, until: float) -> None:
         if result.done():
             return
-        if turns_left:
-            self._loop.call_soon(self.expire, result, late, turns_left - 1)
+        has_progress, self._has_progress = self._has_progress, False
+        if turns_left > 0 or (has_progress and SystemClock().monotonic() < until):
+            self._loop.call_soon(self._look_again, result, late, turns_left - 1, until)
         else:
             self.abort(late)
 
@@ -131,7 +142,7 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
             return
         data = bytes(memoryview(self._buffer)[:nbytes])
-        self._has_received = True
+        self._has_received = self._has_progress = True
         try:
             if self._message is None:
                 data = self._read_head(self._begun + data)

@@ -330,5 +330,5 @@ def _as_text(value: str) -> str:
 async def _read_body(request: web.Request) -> bytes | None:
     try:
         return await request.read()
-    except (web.HTTPRequestEntityTooLarge, web.RequestPayloadError):
+    except (web.HTTPRequestEntityTooLarge, web.RequestPayloadError, ConnectionError):
         return None
