@@ -72,7 +72,8 @@ class Queue:
         others are stored all the same and the error is raised afterwards: look at each task's ``was_enqueued``.
 
         A task that is due may run before this returns. Delivery is at least once. When this is cancelled the tasks were
-        stored or were not, all of them; the objects can be added again, which may store them twice unless they have names.
+        stored or were not, all of them; unless ``was_enqueued`` says that they were (an eager add waits longer), the objects
+        can be added again, which may store them twice unless they have names.
 
         Args:
             task: A task, or an iterable of at most 10,000; nothing ([] or None) adds nothing.
