@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import attrs
 from yarl import URL
@@ -28,6 +29,9 @@ PAGE = 500
 
 class Managing:
     """What a service does for its queues besides adding.
+
+    A call that is cancelled may have happened all the same, and nobody else knows: so the dispatcher is told in any case. Its
+    next look at the store comes after what the call has submitted.
 
     Args:
         store: Where the tasks are.
@@ -55,42 +59,38 @@ class Managing:
     async def delete(self, queue_name: str, tasks: Sequence[Task]) -> None:
         """Delete tasks by their names, a thousand in a transaction, and mark those that were there."""
         config = find_queue(self._queues, queue_name)
-        with self._clock.activity():
+        # A place becomes free, or a suspect goes that held others up.
+        with self._clock.activity(), _at_the_end(self._on_change):
             for start in range(0, len(tasks), DELETE_SLICE):
                 some = tasks[start : start + DELETE_SLICE]
                 names = [task.name or "" for task in some]
                 for task, was_there in zip(some, await self._store.delete_tasks(config, names, now_usec=self._now_usec()), strict=True):
                     if was_there:
                         task._mark_deleted()
-        # A place has become free, or a suspect that held others up is gone.
-        self._on_change()
 
     async def purge(self, queue_name: str) -> None:
         """Delete all tasks of a queue."""
         config = find_queue(self._queues, queue_name)
-        with self._clock.activity():
+        with self._clock.activity(), _at_the_end(self._on_change):
             await self._store.purge(config, now_usec=self._now_usec())
-        self._on_change()
 
     async def set_paused(self, queue_name: str, is_paused: bool) -> None:
         """Pause a queue, or let it go on."""
         config = find_queue(self._queues, queue_name)
-        with self._clock.activity():
+        with self._clock.activity(), _at_the_end(self._on_change):
             await self._store.set_paused(config, is_paused)
-        self._on_change()
 
     async def run(self, queue_name: str, name: str) -> None:
         """Let a task run now."""
         config = find_queue(self._queues, queue_name)
         if config.mode == "pull":
             raise InvalidQueueModeError(f"Queue {queue_name!r} is a pull queue; its tasks are leased by consumers and cannot be run.")
-        with self._clock.activity():
+        with self._clock.activity(), _at_the_end(self._on_forced):
             found = await self._store.force(config, name) if _may_exist(name) else None
         if found is None:
             raise _unknown(queue_name, name)
         if found is TaskState.DEAD:
             raise BadTaskStateError(f"Task {shorten(name)} of queue {queue_name!r} is dead; revive it instead.")
-        self._on_forced()
 
     async def revive(self, queue_name: str, names: Sequence[str], payload: str | bytes | None, url: str | URL | None) -> None:
         """Give dead tasks another chance, all or none."""
@@ -100,14 +100,13 @@ class Managing:
                 raise _unknown(queue_name, name)
         if len(set(names)) < len(names):
             raise DuplicateTaskNameError("A task name appears twice in one revive.")
-        with self._clock.activity():
+        with self._clock.activity(), _at_the_end(self._on_change):
             edited = [] if payload is None and url is None else [await self._edited(config, name, payload, url) for name in names]
             refused = await self._store.revive(config, names, edited, now_usec=self._now_usec())
         for name in refused:
             if await self._store.get_task(queue_name, name) is None:
                 raise _unknown(queue_name, name)
             raise BadTaskStateError(f"Task {shorten(name)} of queue {queue_name!r} is not dead; nothing was revived.")
-        self._on_change()
 
     async def _edited(self, config: QueueConfig, name: str, payload: str | bytes | None, url: str | URL | None) -> TaskRecord:
         """Return the record with its new content, which has to be that of a valid task."""
@@ -170,6 +169,15 @@ class Managing:
 
     def _now_usec(self) -> int:
         return self._clock.time_usec()
+
+
+@contextlib.contextmanager
+def _at_the_end(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` when the block ends, in whatever way."""
+    try:
+        yield
+    finally:
+        tell()
 
 
 def _unknown(queue_name: str, name: str) -> UnknownTaskError:

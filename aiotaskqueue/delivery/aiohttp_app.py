@@ -7,6 +7,8 @@ runs is started and stopped here.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 # By the time we close, nothing is delivered any more; a handler that still runs has outlived its attempt. aiohttp waits so
 # long twice: for the handler's end, and for its end by cancellation.
 SHUTDOWN_SECONDS = 0.05
+
+# As aiohttp's own.
+BACKLOG = 128
+
+# More than any task has in its URL or in one header: a task is no larger altogether (SPEC 1.1).
+MAX_HEAD_LINE_BYTES = 128 * 1024
 
 FOLDER_PREFIX = "aiotaskqueue-"
 
@@ -69,6 +77,7 @@ class AppDelivery(Delivery):
         self._folder: str | None = None
         self._alive: int | None = None
         self._runner: web.BaseRunner | None = None
+        self._server: asyncio.Server | None = None
         self._http: HTTPDelivery | None = None
 
     @property
@@ -89,11 +98,7 @@ class AppDelivery(Delivery):
         path = str(Path(self._folder) / "app.sock")
         self._runner = self._make_runner()
         await self._runner.setup()
-        try:
-            await web.UnixSite(self._runner, path).start()
-        except OSError as exc:
-            # Most likely the path is longer than the 108 bytes that Linux allows (macOS: 104).
-            raise ConfigError(f"No socket can be made at {path!r} ({exc}); set TMPDIR to a shorter path, or give a target.") from exc
+        await self._listen(self._runner, path)
         self._http = HTTPDelivery(self._base_url, keys=self._keys, unix_socket=path)
         await self._http.open(clock)
 
@@ -105,23 +110,42 @@ class AppDelivery(Delivery):
 
     async def aclose(self) -> None:
         """Stop serving and remove the socket; twice is fine."""
-        http, runner, folder, alive = self._http, self._runner, self._folder, self._alive
-        self._http = self._runner = self._folder = self._alive = None
-        try:
-            if http is not None:
-                await http.aclose()
+        http, runner, server, folder, alive = self._http, self._runner, self._server, self._folder, self._alive
+        self._http = self._runner = self._server = self._folder = self._alive = None
+        async with contextlib.AsyncExitStack() as parts:
+            # Last in, first out, and each although the wait for another be cancelled.
+            if alive is not None:
+                parts.callback(os.close, alive)
+            if folder is not None:
+                parts.callback(shutil.rmtree, folder, ignore_errors=True)
             if runner is not None:
                 # May raise: it runs the clean-up of the user's application.
-                await runner.cleanup()
-        finally:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-            if alive is not None:
-                os.close(alive)
+                parts.push_async_callback(runner.cleanup)
+            if http is not None:
+                parts.push_async_callback(http.aclose)
+            if server is not None:
+                server.close()
+
+    async def _listen(self, runner: web.BaseRunner, path: str) -> None:
+        """Accept connections on a UNIX socket.
+
+        In two steps, the second of which may be cancelled, and not by aiohttp's UnixSite: while it waits for both at once
+        nobody has the socket, and nobody could close it.
+        """
+        assert runner.server is not None
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_unix_server(runner.server, path, backlog=BACKLOG, start_serving=False)
+        except OSError as exc:
+            # Most likely the path is longer than the 108 bytes that Linux allows (macOS: 104).
+            raise ConfigError(f"No socket can be made at {path!r} ({exc}); set TMPDIR to a shorter path, or give a target.") from exc
+        await self._server.start_serving()
 
     def _make_runner(self) -> web.BaseRunner:
         # A body that aiohttp unpacks, for its Content-Encoding, is not the one that was signed.
         arguments: Mapping[str, Any] = {"access_log": None, "handler_cancellation": True, "auto_decompress": False}
+        # Nobody else can connect. By its own limits aiohttp would refuse long queries and headers, and log them whole.
+        arguments = {**arguments, "max_line_size": MAX_HEAD_LINE_BYTES, "max_field_size": MAX_HEAD_LINE_BYTES}
         if not self._is_run_elsewhere:
             return web.AppRunner(self._app, shutdown_timeout=SHUTDOWN_SECONDS, **arguments)
         # aiohttp has no public way to serve a started application once more: these two names are what its own AppRunner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -47,14 +48,54 @@ async def run_in_thread(connection: aiosqlite.Connection, function: Callable[[sq
     return returned[0]
 
 
-def connect(file: DatabaseFile | None, *, read_only: bool = False) -> aiosqlite.Connection:
-    """Return a connection that is not open yet, in autocommit: transactions are begun and ended by us alone; None: in memory."""
+async def connect(file: DatabaseFile | None, *, read_only: bool = False) -> aiosqlite.Connection:
+    """Open a connection in autocommit: transactions are begun and ended by us alone; None: in memory."""
     uri = "file::memory:" if file is None else file.uri(read_only=read_only)
+    opening = _Opening()
     connection = aiosqlite.connect(
-        uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS, factory=ThreadConnection, cached_statements=256
+        uri,
+        uri=True,
+        isolation_level=None,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        factory=opening,
+        cached_statements=256,
+        # For `give_up`; aiosqlite itself uses it in its own thread only.
+        check_same_thread=False,
     )
     guard_connection(connection)
-    return connection
+    try:
+        return await connection
+    except BaseException:
+        opening.give_up()
+        raise
+
+
+class _Opening:
+    """Makes a connection in its thread, and closes it when nobody wants it any more.
+
+    aiosqlite ends its thread when an opening is cancelled, and forgets the connection that the thread has made or is just
+    making. The file would stay open until the garbage collector comes by, for sqlite3's connections refer to themselves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: sqlite3.Connection | None = None
+        self._is_wanted = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> sqlite3.Connection:
+        made = ThreadConnection(*args, **kwargs)
+        with self._lock:
+            self._made = made
+            if not self._is_wanted:
+                made.close()
+        return made
+
+    def give_up(self) -> None:
+        """Close the connection now, or as soon as it is made."""
+        with self._lock:
+            self._is_wanted = False
+            if self._made is not None:
+                self._made.close()
 
 
 async def disconnect(connection: aiosqlite.Connection) -> None:
