@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from on_clock import serving
 from open_stores import (
     LEASE_END,
     NOW,
@@ -37,7 +38,7 @@ from open_stores import (
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import TaskState
 from aiotaskqueue.errors import StoreReadOnlyError, StoreReplacedError
-from aiotaskqueue.stores import _sqlite_setup, _sqlite_watch
+from aiotaskqueue.stores import _sqlite_setup
 from aiotaskqueue.stores._base import Delete, Retry, StoredStatistics
 from aiotaskqueue.stores._sqlite_chores import RescueRequest, rescue
 from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead, lock_path
@@ -405,15 +406,68 @@ async def test_who_was_rescued_is_not_reported_again(path: Path) -> None:
         assert before == len(orphans)
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.usefixtures("quick_watch")
-async def test_leases_of_living_processes_are_looked_at_from_time_to_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While others have the file open, on_orphans is called now and then: one of them may hang with expired leases (P5)."""
-    monkeypatch.setattr(_sqlite_watch, "WATCH_EXPIRY_SECONDS", 0.05)
+async def test_leases_of_living_processes_are_looked_at_all_the_time(path: Path) -> None:
+    """As long as another process has leases, on_orphans is called with every look: it may hang, and they may expire (P5)."""
     orphans: list[None] = []
-    async with running(path), running(path, on_orphans=lambda: orphans.append(None)):
-        seconds = await wait_until(lambda: len(orphans) == 2)
+    async with running(path) as other, running(path, on_orphans=lambda: orphans.append(None)):
+        await asyncio.sleep(0.05)
+        before = len(orphans)
+        leased = await add_leased(other)
+        await wait_until(lambda: len(orphans) > 2)
+        await settle(other, leased, Delete())
+        await asyncio.sleep(0.05)
+        after = len(orphans)
+        await asyncio.sleep(0.05)
 
-    assert seconds >= 0.1
+        assert (0, after) == (before, len(orphans))
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.usefixtures("quick_watch")
+async def test_a_task_whose_lease_expires_in_a_process_that_hangs_is_delivered_by_another(tmp_path: Path) -> None:
+    """When the lease of a process that stands still ends, another process delivers the task with its next look."""
+    async with serving(tmp_path) as bench, running(tmp_path / "tasks.db") as hung:
+        now = bench.clock.time_usec()
+        await add(hung, new_record("task", eta_usec=now), now_usec=now, places=1)
+        await bench.clock.advance(40.9)
+        early = list(bench.names)
+        await bench.clock.advance(0.2)
+        async with asyncio.timeout(5):
+            while not bench.names:
+                await asyncio.sleep(0.01)
+                await bench.service.run_until_idle()
+
+    assert ([], ["task"]) == (early, bench.names)
+
+
+@pytest.mark.row(101)
+async def test_a_lease_far_in_the_future_is_taken_back_from_the_dead_alone(path: Path) -> None:
+    """Where a clock has jumped, a lease of the year 2100 is left to a living process, and taken back from a dead one."""
+    far = NOW + 80 * 365 * 86_400 * SECOND
+    async with running(path) as store:
+        async with running(path) as other:
+            leased = await add_leased(other)
+            with raw(path) as connection:
+                connection.execute("UPDATE taskqueue_task SET lease_expires_usec = ?", (far,))
+            from_the_living = await store.rescue([QUEUE], now_usec=NOW + 100 * SECOND)
+        from_the_dead = await store.rescue([QUEUE], now_usec=NOW + 100 * SECOND)
+
+    assert ([], [leased.name]) == (from_the_living, [record.name for record in from_the_dead])
+
+
+async def test_a_lease_of_a_process_that_nobody_knows_is_taken_back_when_it_ends(path: Path) -> None:
+    """A task that is leased by a process without a row, as by a hand in the file, is ready again when its lease ends."""
+    async with running(path) as store:
+        leased = await add_leased(store)
+        with raw(path) as connection:
+            connection.execute("UPDATE taskqueue_task SET process_id = 99")
+        early = await store.rescue([QUEUE], now_usec=LEASE_END)
+        late = await store.rescue([QUEUE], now_usec=LEASE_END + 1)
+
+        assert ([], [leased.name]) == (early, [record.name for record in late])
+        assert (TaskState.READY, 0) == ((found := await fetch(store, leased.name)).state, found.crashes)
 
 
 @pytest.mark.usefixtures("quick_watch")

@@ -487,7 +487,7 @@ PLANS = [
     (_sqlite_rows.SELECT_BODY, "INTEGER PRIMARY KEY"),
     (_sqlite_rows.DELETE_BODY, "INTEGER PRIMARY KEY"),
     (_sqlite_looking.SELECT_TASK, "taskqueue_task_name"),
-    (_sqlite_looking.SELECT_LEASED_IDS, "taskqueue_task_leased"),
+    (_sqlite_looking.SELECT_LEASES, "taskqueue_task_leased"),
     (_sqlite_looking.SELECT_TASKS.format(state=0), "taskqueue_task_ready"),
     (_sqlite_looking.SELECT_TASKS.format(state=1), "taskqueue_task_leased"),
     (_sqlite_looking.SELECT_TASKS.format(state=2), "taskqueue_task_given_up"),

@@ -31,9 +31,10 @@ from aiotaskqueue.errors import (
     StoreReadOnlyError,
     StoreReplacedError,
 )
-from aiotaskqueue.stores import _sqlite_file, sqlite
+from aiotaskqueue.stores import _sqlite_file, _sqlite_looking, sqlite
 from aiotaskqueue.stores._sqlite_connection import ThreadConnection
 from aiotaskqueue.stores._sqlite_errors import is_locked, is_own_fault, translate
+from aiotaskqueue.stores._sqlite_trouble import Trouble
 from aiotaskqueue.stores._sqlite_verbs import Verbs
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
@@ -276,6 +277,37 @@ async def test_trouble_that_has_passed_is_noticed_though_nobody_writes(path: Pat
         await wait_until(lambda: store.trouble is None)
 
     assert StoreFullError is was_full
+
+
+async def test_a_look_that_fails_is_no_trouble_for_writers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that the disk refuses raises for whoever looks, and concerns nobody else."""
+    async with running(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(_sqlite_looking, "SELECT_TASK", "SELECT fail()")
+            assert store._reader is not None
+            await store._reader.create_function("fail", 0, fail_to_read)
+            with pytest.raises(StoreError, match="refused"):
+                await store.get_task("default", "x")
+
+        assert await store.get_task("default", "x") is None
+        assert store.trouble is None
+
+
+def fail_to_read() -> None:
+    """Fail, as a function of SQLite's."""
+    raise OSError("no disk")
+
+
+def test_lasting_trouble_outlives_a_write_that_was_on_its_way() -> None:
+    """What a look has found meanwhile is not forgotten when an earlier write succeeds, nor covered by what comes later."""
+    trouble = Trouble()
+    damage = StoreCorruptError("Damaged.")
+    trouble.note(damage)
+    trouble.clear()
+    trouble.note(StoreFullError("Full."))
+
+    assert damage is trouble.current
+    assert not trouble.may_pass
 
 
 async def test_a_bad_request_is_no_trouble(store: SQLiteStore) -> None:

@@ -44,7 +44,7 @@ def parse_base_url(text: str) -> URL:
 
 def _parse(text: str) -> URL:
     if not isinstance(text, str):
-        raise ConfigError(f"The base URL is of type {type(text).__name__}; {_ALLOWED}.")
+        raise ConfigError(f"Base URL is of type {type(text).__name__}; {_ALLOWED}.")
     with contextlib.suppress(ValueError):
         return URL(text)
     # Not in a handler: that error may contain the password. And what cannot be parsed can hardly be masked.

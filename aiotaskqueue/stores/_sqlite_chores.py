@@ -83,7 +83,8 @@ def _rescue(connection: sqlite3.Connection, request: RescueRequest) -> list[Task
     A task that ran beside the one that was retried alone is no candidate, or two queues could crash for ever.
     """
     row = connection.execute(SELECT_PROCESS, (request.process_id,)).fetchone()
-    if row is None:
+    if row is None and request.is_dead:
+        # Somebody else was quicker.
         return []
     is_crash = request.is_dead and not row[0]
     tasks = _select_leased(connection, request)

@@ -26,10 +26,13 @@ class SideLock:
         """Create the file and lock it.
 
         Raises:
-            BlockingIOError: Somebody else has it.
+            BlockingIOError: Somebody else has it, or removed it just now.
             OSError: The file cannot be made.
         """
         self._descriptor = hold(self.path)
+        if not _is_at(self._descriptor, self.path):
+            self.abandon()
+            raise BlockingIOError(f"{self.path!r} was removed while it was locked.")
         guard_lock(self)
 
     def release(self, *, remove: bool = True) -> None:
@@ -70,6 +73,13 @@ class ProcessLock(SideLock):
             raise StoreReadOnlyError(
                 f"The file {self.path!r} cannot be created: {exc.strerror}; check the folder's owner and mode."
             ) from exc
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def lock_path(database_path: str, process_id: int) -> str:

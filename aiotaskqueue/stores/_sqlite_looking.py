@@ -11,11 +11,10 @@ from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue.stores._base import StoredStatistics, TaskFilter
 from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
 
-# taskqueue_in_flight is as short as there are processes and queues.
-SELECT_HAS_LEASES = "SELECT 1 FROM taskqueue_in_flight WHERE process_id = ? AND tasks > 0"
-# All of taskqueue_task_leased, which is as long as tasks are in flight.
-SELECT_LEASED_IDS = """
-    SELECT id FROM taskqueue_task INDEXED BY taskqueue_task_leased WHERE state = 1 AND process_id = ? AND lease_expires_usec < ?
+# All of taskqueue_task_leased, which is as long as tasks are in flight. The second one: ids between commas.
+SELECT_LEASES = """
+    SELECT process_id, id FROM taskqueue_task INDEXED BY taskqueue_task_leased
+    WHERE state = 1 AND process_id <> ?1 AND (lease_expires_usec < ?3 OR instr(?2, ',' || process_id || ','))
 """
 
 # taskqueue_task_name.
@@ -44,11 +43,12 @@ SELECT_STATISTICS = """
 """
 
 
-def select_leased_ids(connection: sqlite3.Connection, process_id: int, expired_before_usec: int) -> list[int]:
-    """Return the ids of the tasks that a process has leased until before that time."""
-    if connection.execute(SELECT_HAS_LEASES, (process_id,)).fetchone() is None:
-        return []
-    return [task_id for (task_id,) in connection.execute(SELECT_LEASED_IDS, (process_id, expired_before_usec))]
+def select_orphans(connection: sqlite3.Connection, own_id: int, dead_ids: Sequence[int], now_usec: int) -> dict[int, list[int]]:
+    """Return the ids of the tasks that other processes have leased, by process: all of dead ones, and of the others what has expired."""
+    orphans: dict[int, list[int]] = {process_id: [] for process_id in dead_ids}
+    for process_id, task_id in connection.execute(SELECT_LEASES, (own_id, f",{','.join(map(str, dead_ids))},", now_usec)):
+        orphans.setdefault(process_id, []).append(task_id)
+    return orphans
 
 
 def get_task(connection: sqlite3.Connection, queue_name: str, name: str) -> TaskRecord | None:

@@ -7,6 +7,8 @@ import socket
 import sqlite3
 from collections.abc import Sequence
 
+import attrs
+
 from aiotaskqueue.stores._sqlite_file import DatabaseFile
 from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead
 from aiotaskqueue.stores._sqlite_rows import Ids
@@ -18,6 +20,7 @@ SELECT_HAS_TASKS = "SELECT 1 FROM taskqueue_task WHERE queue_id = ? LIMIT 1"
 INSERT_PROCESS = "INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (?, ?, ?, ?)"
 ALLOCATE_ID = "UPDATE taskqueue_sequence SET last_id = last_id + 1 RETURNING last_id"
 SELECT_OTHERS = "SELECT id, host FROM taskqueue_process WHERE id <> ?"
+SELECT_HAVE_LEASES = "SELECT 1 FROM taskqueue_in_flight WHERE process_id <> ? AND tasks > 0 LIMIT 1"
 ANNOUNCE_DRAIN = "UPDATE taskqueue_process SET is_draining = 1 WHERE id = ?"
 UPDATE_KEY_IDS = "UPDATE taskqueue_process SET key_ids = ? WHERE id = ?"
 SELECT_KEY_IDS = "SELECT id, host, key_ids FROM taskqueue_process WHERE id <> ? AND key_ids <> ''"
@@ -28,6 +31,18 @@ DELETE_PROCESS_WITHOUT_LEASES = """
 DELETE_EMPTY_IN_FLIGHT = "DELETE FROM taskqueue_in_flight WHERE process_id = ? AND tasks = 0"
 SELECT_SECRETS = "SELECT secret FROM taskqueue_secret ORDER BY created_usec DESC, id DESC"
 INSERT_SECRET = "INSERT INTO taskqueue_secret (secret, created_usec) VALUES (?, ?)"
+
+
+@attrs.frozen
+class Neighbours:
+    """The other processes that have the file open."""
+
+    is_any: bool = False
+    is_any_alive: bool = False
+    is_any_dead: bool = False
+    """One has died whose tasks nobody has taken back."""
+    has_leases: bool = False
+    """Some of them have leased tasks; a process that hangs, or runs on another machine, is only known by their expiry."""
 
 
 class OwnProcess:
@@ -71,6 +86,12 @@ class OwnProcess:
         # What a dead process has left, or one on a machine of which we know nothing, is no reason not to start.
         living = [key_ids.split() for process_id, host, key_ids in rows if host == _host() and not self.has_died(process_id, host)]
         return [living for _ in requests]
+
+    def look(self, connection: sqlite3.Connection) -> Neighbours:
+        """Return how the other processes are."""
+        dead = [self.has_died(process_id, host) for process_id, host in self.select_others(connection)]
+        has_leases = connection.execute(SELECT_HAVE_LEASES, (self._ids.process,)).fetchone() is not None
+        return Neighbours(bool(dead), not all(dead), any(dead), has_leases)
 
     def has_died(self, process_id: int, host: str) -> bool:
         """Whether another process has certainly ended, which can only be said of one on this machine."""

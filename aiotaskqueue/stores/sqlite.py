@@ -14,6 +14,7 @@ Traps and why this shape avoids them: RELIABILITY 3.1.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sqlite3
@@ -27,7 +28,15 @@ from aiotaskqueue._clock import SystemClock, Wakeup
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue._task_arguments import shorten
-from aiotaskqueue.errors import ClosedError, ConfigError, ForkedProcessError, StoreCorruptError, StoreError, StoreReplacedError
+from aiotaskqueue.errors import (
+    ClosedError,
+    ConfigError,
+    ForkedProcessError,
+    StoreBusyError,
+    StoreCorruptError,
+    StoreError,
+    StoreReplacedError,
+)
 from aiotaskqueue.stores._base import (
     Added,
     AddVerdict,
@@ -41,17 +50,18 @@ from aiotaskqueue.stores._base import (
 )
 from aiotaskqueue.stores._group_commit import MAX_ROWS, GroupCommit, LockedError, Verb, locked_for
 from aiotaskqueue.stores._sqlite_adding import AddRequest
-from aiotaskqueue.stores._sqlite_chores import FOR_EVER_USEC, RescueRequest, SweepRequest, rescue, sweep
-from aiotaskqueue.stores._sqlite_connection import SYNCHRONOUS, Transaction, connect, disconnect, run_in_thread, set_pragmas
+from aiotaskqueue.stores._sqlite_chores import RescueRequest, SweepRequest, rescue, sweep
+from aiotaskqueue.stores._sqlite_connection import FILE_PRAGMAS, Transaction, connect, disconnect, run_in_thread, set_pragmas
 from aiotaskqueue.stores._sqlite_errors import is_locked, is_own_fault, translate
 from aiotaskqueue.stores._sqlite_file import DatabaseFile
 from aiotaskqueue.stores._sqlite_locks import remove_lock
-from aiotaskqueue.stores._sqlite_looking import fetch_statistics, get_task, list_attempts, list_tasks, select_leased_ids
+from aiotaskqueue.stores._sqlite_looking import fetch_statistics, get_task, list_attempts, list_tasks, select_orphans
 from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, ReviveRequest, delete, force, purge, revive, set_paused
 from aiotaskqueue.stores._sqlite_schema import check_version, fetch_version, migrate
-from aiotaskqueue.stores._sqlite_setup import OwnProcess, announce_drain, fetch_secrets, probe
+from aiotaskqueue.stores._sqlite_setup import Neighbours, OwnProcess, announce_drain, fetch_secrets, probe
 from aiotaskqueue.stores._sqlite_trouble import Trouble
 from aiotaskqueue.stores._sqlite_verbs import ExchangeRequest, Verbs
+from aiotaskqueue.stores._sqlite_wal import WalKeeper
 from aiotaskqueue.stores._sqlite_watch import Watcher
 
 logger = logging.getLogger("aiotaskqueue")
@@ -59,6 +69,7 @@ logger = logging.getLogger("aiotaskqueue")
 T = TypeVar("T")
 
 MEMORY = ":memory:"
+SYNCHRONOUS = {"full": 2, "normal": 1}
 
 # From when on a lock is worth mentioning; most are held for milliseconds.
 LOCKED_SECONDS = 1.0
@@ -92,6 +103,7 @@ class SQLiteStore(Store):
         self._schema_version = 0
         self._process = OwnProcess(self._file, self._verbs.ids)
         self._group = GroupCommit(self._transact)
+        self._wal = None if self._file is None else self._make_wal_keeper(self._file)
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
         self._is_closed = False
@@ -112,7 +124,7 @@ class SQLiteStore(Store):
             raise
 
     async def run(self, *, on_change: Callable[[], None], on_orphans: Callable[[], None]) -> None:
-        watcher = None if self._file is None else self._make_watcher(self._file, on_change, on_orphans)
+        watcher = None if self._wal is None else self._make_watcher(self._wal, on_change, on_orphans)
         async with anyio.create_task_group() as tg:
             if watcher is not None:
                 tg.start_soon(watcher.run)
@@ -130,6 +142,8 @@ class SQLiteStore(Store):
             # interpreter from ending, and a lock would prove a dead process alive (RELIABILITY S4, S7). The writer comes
             # after the reader, since the last connection to close empties the WAL, which a reader cannot.
             parts.callback(self._process.release)
+            if self._wal is not None:
+                parts.callback(self._wal.release)
             for connection in (self._writer, self._reader):
                 if connection is not None:
                     parts.push_async_callback(disconnect, connection)
@@ -196,14 +210,14 @@ class SQLiteStore(Store):
             return []
         rescued: list[TaskRecord] = []
         by_name = {config.name: config for config in configs}
-        for process_id, host in await self._read(self._process.select_others):
-            # First the death, then the leases: what was leased in its last moment counts.
-            is_gone = self._process.has_died(process_id, host)
-            task_ids = await self._read(select_leased_ids, process_id, FOR_EVER_USEC if is_gone else now_usec)
-            if is_gone or task_ids:
-                request = RescueRequest(process_id, task_ids, by_name, now_usec, is_dead=is_gone)
-                rescued += await self._write(rescue, request, rows=len(task_ids))
-            if is_gone:
+        # First the deaths, then the leases: what was leased in the last moment counts.
+        others = await self._read(self._process.select_others)
+        dead = [process_id for process_id, host in others if self._process.has_died(process_id, host)]
+        orphans = await self._read(select_orphans, self._verbs.ids.process, dead, now_usec)
+        for process_id, task_ids in orphans.items():
+            request = RescueRequest(process_id, task_ids, by_name, now_usec, is_dead=process_id in dead)
+            rescued += await self._write(rescue, request, rows=len(task_ids))
+            if request.is_dead:
                 remove_lock(self._file.real_path, process_id)
         return rescued
 
@@ -267,6 +281,8 @@ class SQLiteStore(Store):
             if self._file.create():
                 logger.info("Created the database %s.", self._file.path)
             self._file.remember()
+        if self._wal is not None:
+            self._wal.claim()
         self._writer = await connect(self._file)
         await self._retried(lambda: self._hop(self._set_pragmas))
 
@@ -295,7 +311,10 @@ class SQLiteStore(Store):
             raise ForkedProcessError("The store was opened before a fork; start the service in the child, not at import.")
 
     def _set_pragmas(self, connection: sqlite3.Connection) -> None:
-        set_pragmas(connection, durability=self._durability, is_file=self._file is not None)
+        pragmas: dict[str, str | int] = {"synchronous": SYNCHRONOUS[self._durability]}
+        if self._wal is not None:
+            pragmas = {"journal_mode": "wal", **pragmas, **FILE_PRAGMAS, **self._wal.pragmas}
+        set_pragmas(connection, pragmas)
 
     async def _patiently(self, verb: Verb, request: Any) -> Any:
         """Run one verb as a transaction while the loop that usually does is not running yet."""
@@ -368,18 +387,34 @@ class SQLiteStore(Store):
     def _path(self) -> str:
         return MEMORY if self._file is None else self._file.path
 
-    async def _look_around(self, file: DatabaseFile) -> Sequence[tuple[int, str]]:
-        """See once a second whether all is well, also when nobody writes; return the other processes."""
+    async def _glance(self, wal: WalKeeper) -> int:
+        """Do what is due many times a second; return the data version of the writing connection, which our commits do not change."""
+        version = await run_in_thread(self._open_connection, _data_version)
+        if self._trouble.current is None:
+            await wal.bound()
+        return version
+
+    async def _look_around(self, wal: WalKeeper) -> Neighbours:
+        """See once a second whether all is well, also when nobody writes, and how the other processes are."""
         try:
-            file.check_all()
-            version, others = await self._read(lambda raw: (fetch_version(raw), self._process.select_others(raw)))
+            wal.file.check_all()
+            version, neighbours = await self._read(lambda raw: (fetch_version(raw), self._process.look(raw)))
             check_version(version, self._schema_version)
         except StoreError as exc:
             self._trouble.note(exc)
             raise
         if self._group.is_idle and (self._trouble.may_pass or self._group.locked_since is not None):
             await self._group.submit(probe, None, patience_seconds=PROBE_PATIENCE_SECONDS)
-        return others
+        if self._trouble.current is None:
+            await wal.look(has_others=neighbours.is_any_alive)
+        return neighbours
+
+    async def _call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Call a function in the writer's thread; where somebody else has the lock there will be another time."""
+        try:
+            return await self._hop(function)
+        except LockedError as exc:
+            raise StoreBusyError(str(exc)) from exc
 
     async def _sign_off(self, writer: aiosqlite.Connection) -> None:
         try:
@@ -387,11 +422,13 @@ class SQLiteStore(Store):
         except sqlite3.Error as exc:
             logger.warning("The process could not be unregistered (%s); the next start will find it gone.", exc)
 
-    def _make_watcher(self, file: DatabaseFile, on_change: Callable[[], None], on_orphans: Callable[[], None]) -> Watcher:
+    def _make_wal_keeper(self, file: DatabaseFile) -> WalKeeper:
+        return WalKeeper(file, self._trouble, call=self._call)
+
+    def _make_watcher(self, wal: WalKeeper, on_change: Callable[[], None], on_orphans: Callable[[], None]) -> Watcher:
         return Watcher(
-            fetch_version=lambda: run_in_thread(self._open_connection, _data_version),
-            look_around=lambda: self._look_around(file),
-            has_died=self._process.has_died,
+            glance=functools.partial(self._glance, wal),
+            look_around=functools.partial(self._look_around, wal),
             on_change=on_change,
             on_orphans=on_orphans,
         )
