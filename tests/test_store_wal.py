@@ -169,7 +169,7 @@ async def test_a_process_that_died_is_not_another_one(path: Path) -> None:
     """A row that a dead process has left is no reason to warn."""
     async with running(path):
         with raw(path) as connection:
-            connection.execute("INSERT INTO taskqueue_process SELECT 99, host, 1, 0, 0 FROM taskqueue_process")
+            connection.execute("INSERT INTO taskqueue_process (id, host, pid, started_usec) SELECT 99, host, 1, 0 FROM taskqueue_process")
     looks: list[None] = []
     async with running(path, on_orphans=lambda: looks.append(None)) as store:
         await wait_until(lambda: len(looks) > 2)
