@@ -134,7 +134,8 @@ async def test_endless(play: Play) -> None:
         outcome = await delivery.deliver(make_record(payload=bytes(10_000_000)), deadline_seconds=1.0)
 
         assert DEADLINE is reason_of(outcome)
-        assert clock.monotonic() - start == pytest.approx(2.0, abs=1.0)
+        # Three of these seconds are 0.3 s, for a machine that is busy with other things.
+        assert 2.0 <= clock.monotonic() - start < 5.0
 
 
 @pytest.mark.slow

@@ -462,7 +462,7 @@ async def test_slow_dns(monkeypatch: pytest.MonkeyPatch, deadline_seconds: float
         outcome = await delivery.deliver(RECORD, deadline_seconds=deadline_seconds)
 
         assert NoAnswer(FailureReason.UNREACHABLE, f"No connection within {limit_seconds:g} seconds.") == outcome
-        assert clock.monotonic() - start == pytest.approx(limit_seconds, abs=1.0)
+        assert limit_seconds <= clock.monotonic() - start < limit_seconds + 3.0
 
 
 @pytest.mark.row(73)
@@ -520,7 +520,7 @@ async def test_deadline() -> None:
         outcome = await delivery.deliver(RECORD, deadline_seconds=1.0)
 
         assert NoAnswer(FailureReason.DEADLINE, "No complete answer within 2 seconds.") == outcome
-        assert await ended - start == pytest.approx(2.0, abs=0.5)
+        assert 2.0 <= await ended - start < 5.0
 
 
 @pytest.mark.promise("P7")
