@@ -85,8 +85,6 @@ class Ears(logging.Handler):
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        # What has no owner any more warns when it goes.
-        gc.collect()
         sys.unraisablehook = self._hook
         if self._loop is not None:
             self._loop.set_debug(False)
@@ -121,6 +119,8 @@ class Ears(logging.Handler):
 
     def look_around(self) -> None:
         """Hear every object of ours that there is, and every future, task and callback of the event loop."""
+        # What has no owner any more warns when it goes.
+        gc.collect()
         for thing in gc.get_objects():
             kind = type(thing)
             # Not isinstance, which asks proxies of other tests what they stand for. Errors are heard where they are raised.
