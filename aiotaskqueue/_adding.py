@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig, check_queue_name
 from aiotaskqueue._dispatcher import Dispatcher
+from aiotaskqueue._masking import mask_url
 from aiotaskqueue._queue import MAX_TASKS_PER_ADD
 from aiotaskqueue._record import NameGenerator, TaskRecord, record_of
 from aiotaskqueue._task import Task
@@ -113,7 +114,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     """Check what can be checked without knowing the queue; nothing is stored when this raises."""
     for index, task in enumerate(tasks):
         if not isinstance(task, Task):
-            raise TypeError(f"Only Tasks can be added; number {index} of the list is {shorten(task)}.")
+            raise TypeError(f"Only Tasks can be added; number {index} of the list is of type {type(task).__name__}.")
     if len({task.method == "PULL" for task in tasks}) > 1:
         raise InvalidTaskError("Push and pull tasks are mixed in one add; add them to their queues separately.")
     if len(tasks) > MAX_TASKS_PER_ADD:
@@ -172,7 +173,7 @@ def make_records(
     for index, task in enumerate(tasks):
         if task.target is not None and task.target not in targets:
             known = f"known are {', '.join(sorted(map(repr, targets))) or 'none'} (TaskQueueService(targets=...))"
-            raise UnknownTargetError(f"Target {shorten(task.target)} of task number {index} is not configured; {known}.")
+            raise UnknownTargetError(f"Target {shorten(mask_url(task.target))} of task number {index} is not configured; {known}.")
     return [
         record_of(task, queue_name=config.name, name=task.name or names.name(now_usec), uuid=names.uuid(), now_usec=now_usec)
         for task in tasks

@@ -12,6 +12,7 @@ import anyio
 
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig
+from aiotaskqueue._masking import show_frames, show_place
 from aiotaskqueue._outcome import Attempt, decide
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
@@ -79,7 +80,7 @@ class Attempts:
                 return NoAnswer(FailureReason.CANCELLED)
             result = await delivery.deliver(record, deadline_seconds=deadline_seconds)
             if not isinstance(result, Answer | NoAnswer):
-                raise TypeError(f"A delivery returns an Answer or a NoAnswer, not {result!r:.80}.")
+                raise TypeError(f"A delivery returns an Answer or a NoAnswer, not {type(result).__name__}.")
             return result
         except asyncio.CancelledError:
             if anyio.current_effective_deadline() == -math.inf:
@@ -93,8 +94,9 @@ class Attempts:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as exc:
-            logger.exception("The delivery of task %r of queue %r failed.", record.name, record.queue_name)
-            return NoAnswer(FailureReason.ERROR, repr(exc)[:200])
+            # Not what it says, which may quote the task (RELIABILITY P24).
+            logger.error("The delivery of task %r of queue %r failed with %s", record.name, record.queue_name, show_frames(exc))
+            return NoAnswer(FailureReason.ERROR, show_place(exc))
 
     def _target_pause_usec(self, delivery: Delivery, result: Result) -> int:
         """Return how long to leave a target alone; the pause doubles once it has passed, not with each task that waits."""

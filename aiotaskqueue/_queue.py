@@ -382,7 +382,7 @@ def _as_tasks(tasks: Iterable[Task] | None, what: str, most: int | None = None) 
     if not tasks:
         return []
     if not isinstance(tasks, Iterable):
-        raise TypeError(f"A Task or an iterable of Tasks can be {what}, not {shorten(tasks)}.")
+        raise TypeError(f"A Task or an iterable of Tasks can be {what}, not an object of type {type(tasks).__name__}.")
     return list(itertools.islice(tasks, most))
 
 
@@ -399,7 +399,7 @@ def _check_deletable(tasks: Sequence[Task]) -> None:
     seen = set()
     for index, task in enumerate(tasks):
         if not isinstance(task, Task):
-            raise TypeError(f"Only Tasks can be deleted; number {index} of the list is {shorten(task)}.")
+            raise TypeError(f"Only Tasks can be deleted; number {index} of the list is of type {type(task).__name__}.")
         if task.name is None:
             raise BadTaskStateError(f"Task number {index} has no name, so it cannot be deleted; it was never added.")
         if task.was_deleted:
@@ -415,9 +415,9 @@ _LAST_USEC = 2**63 - 1
 
 def _check_text(what: str, text: str | None) -> str | None:
     if text is not None and not isinstance(text, str):
-        raise TypeError(f"{what} is {shorten(text)}; give text or None.")
+        raise TypeError(f"{what} is of type {type(text).__name__}; give text or None.")
     if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidArgumentError(f"{what} {shorten(text)} has a surrogate; give text that can be stored.")
+        raise InvalidArgumentError(f"{what} has a surrogate among its {len(text)} characters; give text that can be stored.")
     return text
 
 

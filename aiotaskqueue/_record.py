@@ -11,6 +11,7 @@ from typing import Final
 
 import attrs
 
+from aiotaskqueue._masking import show_names, show_path, show_size
 from aiotaskqueue._task import Task, TaskRetryOptions
 from aiotaskqueue._task_arguments import add_countdown
 
@@ -42,11 +43,11 @@ class TaskRecord:
     is_named: bool = False
     """The user gave the name: it leaves a tombstone."""
     method: str = "POST"
-    url: str = ""
+    url: str = attrs.field(default="", repr=show_path)
     """Relative, percent-encoded, with its query; empty for PULL."""
-    headers: tuple[tuple[str, str], ...] = ()
-    payload: bytes | None = None
-    tag: str | None = None
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=show_names)
+    payload: bytes | None = attrs.field(default=None, repr=show_size)
+    tag: str | None = attrs.field(default=None, repr=show_size)
     target: str | None = None
     retry_options: TaskRetryOptions | None = None
     dispatch_deadline_seconds: float | None = None
@@ -95,8 +96,8 @@ class AttemptRecord:
     reason: str
     """One word: ``status``, ``deadline``, ``truncated``, ``crash``, ... (`FailureReason`)."""
     status: int | None = None
-    detail: str = ""
-    """At most 2 KiB of text from the worker or from the error, made safe to show."""
+    detail: str = attrs.field(default="", repr=show_size)
+    """At most 2 KiB of text from the worker or from the error, without terminal codes; it may quote the payload."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -108,7 +108,7 @@ class Targets:
             return AppDelivery(target, is_run_elsewhere=False, keys=keys)
         if isinstance(target, str):
             return HTTPDelivery(target, keys=keys)
-        raise ConfigError(f"A target is a base URL or an aiohttp Application, not {shorten(target)}.")
+        raise ConfigError(f"A target is a base URL or an aiohttp Application, not an object of type {type(target).__name__}.")
 
 
 def _check_names(named: Mapping[str, Target]) -> dict[str, Target]:

@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aiotaskqueue._current import current_service
+from aiotaskqueue._masking import mask_url, show_names, show_path, show_size
 from aiotaskqueue._task_arguments import (
     EPOCH,
     MAX_PULL_TASK_BYTES,
@@ -61,6 +62,14 @@ _COMMON_SHOWN: Final = (
 )
 _PUSH_SHOWN: Final = tuple(sorted((*_COMMON_SHOWN, "headers", "target", "url")))
 _PULL_SHOWN: Final = tuple(sorted((*_COMMON_SHOWN, "tag")))
+# A repr gets into logs (RELIABILITY P24). A target is a name, unless somebody gave a URL for it.
+_SHOWN_AS: Final[dict[str, Callable[[Any], str]]] = {
+    "headers": show_names,
+    "payload": show_size,
+    "tag": show_size,
+    "target": lambda target: repr(target and mask_url(target)),
+    "url": show_path,
+}
 
 
 # --- TaskRetryOptions ----------------------------------------------------------------------------------------------
@@ -144,7 +153,7 @@ _Content = tuple[str, bytes | None]
 
 def _compose_post(path: str, query: str, body: bytes | None, form: str | None) -> _Content:
     if query:
-        raise InvalidTaskError(f"The URL has the query {shorten(query)}, which a POST task may not have; pass it as params.")
+        raise InvalidTaskError(f"The URL has a query {show_size(query)}, which a POST task may not have; pass it as params.")
     if form is None:
         return path, body
     return path, _form_body(body, form)
@@ -291,9 +300,9 @@ class Task:
     ) -> None:
         form = encode_params(params)
         if query and form is not None:
-            raise InvalidTaskError(f"The URL has the query {shorten(query)} and there are params; pass one of them.")
+            raise InvalidTaskError(f"The URL has a query {show_size(query)} and there are params; pass one of them.")
         if tag is not None and self._method != "PULL":
-            raise InvalidTaskError(f"Tag {shorten(tag)} cannot go with method {self._method}; only PULL tasks have a tag.")
+            raise InvalidTaskError(f"A tag cannot go with method {self._method}; only PULL tasks have a tag.")
         if headers and self._method == "PULL":
             raise InvalidTaskError("Headers cannot go with method PULL; a pull task is leased, not sent.")
         self._url, self._payload = _COMPOSE[self._method](path, query, encode_payload(payload), form)
@@ -308,9 +317,9 @@ class Task:
         if self._target is None:
             return
         if self._method == "PULL":
-            raise InvalidTaskError(f"Target {shorten(target)} cannot go with method PULL; a pull task is leased, not sent.")
+            raise InvalidTaskError(f"Target {shorten(mask_url(self._target))} cannot go with method PULL; a pull task is leased, not sent.")
         if _has_header(self._headers, "host"):
-            raise InvalidTaskError(f"Target {shorten(target)} and a Host header are both given; pass one of them.")
+            raise InvalidTaskError(f"Target {shorten(mask_url(self._target))} and a Host header are both given; pass one of them.")
 
     def _set_moment(self, countdown: float | str | Decimal | timedelta | None, eta: datetime | None) -> None:
         if eta is not None and countdown is not None:
@@ -353,11 +362,13 @@ class Task:
         Raises:
             ValueError: The payload is not form-encoded text.
         """
-        if self._method in ("POST", "PULL"):
-            source = (self._payload or b"").decode()
-        else:
-            source = self._url.partition("?")[2]
-        return _parse_form(source) if source else {}
+        is_in_payload = self._method in ("POST", "PULL")
+        source = (self._payload or b"") if is_in_payload else self._url.partition("?")[2].encode()
+        params = _parse_form(source)
+        if params is None:
+            where = "payload" if is_in_payload else "query"
+            raise ValueError(f"The {where} of {len(source)} bytes is not form-encoded text; it was not made of params.")
+        return params
 
     # --- read-only properties ---
 
@@ -457,9 +468,8 @@ class Task:
         return f"Task<{', '.join([f'{name}={self._show(name)}' for name in names])}>"
 
     def _show(self, name: str) -> str:
-        value = getattr(self, name)
-        # A payload of a megabyte has no place in a log line.
-        return shorten(value) if name == "payload" else repr(value)
+        value = self._headers if name == "headers" else getattr(self, name)
+        return _SHOWN_AS.get(name, repr)(value)
 
     # --- for the service ---
 
@@ -479,9 +489,15 @@ class Task:
         self._eta_usec = eta_usec
 
 
-def _parse_form(text: str) -> dict[str, str | list[str]]:
+def _parse_form(source: bytes) -> dict[str, str | list[str]] | None:
+    """Return the params, None if they are none. The error of the standard library would quote them."""
+    if not source:
+        return {}
     by_key: dict[str, list[str]] = {}
-    # Strict: App Engine raises ValueError for a field without `=`.
-    for key, value in parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict"):
-        by_key.setdefault(key, []).append(value)
+    try:
+        # Strict: App Engine raises ValueError for a field without `=`.
+        for key, value in parse_qsl(source.decode(), keep_blank_values=True, strict_parsing=True, errors="strict"):
+            by_key.setdefault(key, []).append(value)
+    except ValueError:
+        return None
     return {key: values[0] if len(values) == 1 else values for key, values in by_key.items()}

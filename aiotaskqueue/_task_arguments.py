@@ -16,6 +16,7 @@ from urllib.parse import quote, quote_plus
 
 from yarl import URL
 
+from aiotaskqueue._masking import mask_url, show_size
 from aiotaskqueue.errors import (
     InvalidDispatchDeadlineError,
     InvalidEtaError,
@@ -132,13 +133,14 @@ def _text_of_url(url: object) -> str:
         return ""
     if isinstance(url, str | URL):
         return str(url)
-    raise InvalidUrlError(f"URL {shorten(url)} is of type {_kind(url)}; it must be a str or a yarl.URL.")
+    raise InvalidUrlError(f"The URL is of type {_kind(url)}; it must be a str or a yarl.URL.")
 
 
 # Applications have few paths. Queries have no end and are not cached.
 @lru_cache(maxsize=512)
 def _encode_path(path: str) -> str:
-    _check_characters("URL path", path)
+    before, sign, _ = path.partition("#")
+    _check_characters(f"URL path {shorten(f'{before}#***' if sign else path)}", path)
     if _UNNORMALISED.search(path):
         raise InvalidUrlError(f"URL path {shorten(path)} is not normalised; write it without '//', '/./' and '/../'.")
     encoded = quote(path, safe=_SAFE_IN_PATH)
@@ -148,27 +150,26 @@ def _encode_path(path: str) -> str:
 
 
 def _not_relative(url: str) -> InvalidUrlError:
+    shown = shorten(mask_url(url))
     if _SCHEME.match(url):
-        # With and without the slashes: whoever writes `http:user:password@host` has a password all the same.
-        masked = shorten(re.sub(r":(//)?.*@", r":\1***@", url, flags=re.DOTALL))
-        return InvalidUrlError(f"URL {masked} has a scheme; a task's URL is relative, the host is chosen by target=.")
+        return InvalidUrlError(f"URL {shown} has a scheme; a task's URL is relative, the host is chosen by target=.")
     if url.startswith("//"):
-        return InvalidUrlError(f"URL {shorten(url)} names a host; a task's URL is relative, the host is chosen by target=.")
-    return InvalidUrlError(f"URL {shorten(url)} does not begin with '/'; a task's URL is a path such as '/worker'.")
+        return InvalidUrlError(f"URL {shown} names a host; a task's URL is relative, the host is chosen by target=.")
+    return InvalidUrlError(f"URL {shown} does not begin with '/'; a task's URL is a path such as '/worker'.")
 
 
 def _check_characters(what: str, text: str) -> None:
     if "#" in text:
-        raise InvalidUrlError(f"{what} {shorten(text)} has a fragment; fragments are never sent, leave it out.")
+        raise InvalidUrlError(f"{what} has a fragment; fragments are never sent, leave it out.")
     if found := _FORBIDDEN_CHARACTER.search(text):
         place = f"{found.group()!r} at position {found.start()}"
-        raise InvalidUrlError(f"{what} {shorten(text)} has {place}; spaces, control characters and surrogates are not allowed.")
+        raise InvalidUrlError(f"{what} has {place}; spaces, control characters and surrogates are not allowed.")
     if found := _BAD_ESCAPE.search(text):
-        raise InvalidUrlError(f"{what} {shorten(text)} has a '%' without two hexadecimal digits at position {found.start()}; write '%25'.")
+        raise InvalidUrlError(f"{what} has a '%' without two hexadecimal digits at position {found.start()}; write '%25'.")
 
 
 def _encode_query(query: str) -> str:
-    _check_characters("URL query", query)
+    _check_characters(f"URL query {show_size(query)}", query)
     return quote(query, safe=_SAFE_IN_QUERY)
 
 
@@ -215,9 +216,11 @@ def _encode_scalar(value: object, key: object, part: str) -> str:
             return text
         return quote_plus(text)
     except UnicodeEncodeError as exc:
-        raise InvalidTaskError(f"The {part} of param {shorten(key)} has a lone surrogate at position {exc.start}; pass bytes.") from None
-    except ValueError as exc:
-        raise InvalidTaskError(f"The {part} of param {shorten(key)} is an int of more digits than Python turns into text.") from exc
+        fault = f"has a lone surrogate at position {exc.start}; pass bytes"
+    except ValueError:
+        fault = "is an int of more digits than Python turns into text"
+    # Not in the handlers: those errors hold the whole value, and this one would lead to them.
+    raise InvalidTaskError(f"The {part} of param {shorten(key)} {fault}.")
 
 
 def _bad_param(value: object, key: object, part: str) -> InvalidTaskError:
@@ -237,8 +240,9 @@ def encode_payload(payload: object) -> bytes | None:
     try:
         return payload.encode()
     except UnicodeEncodeError as exc:
-        # Not `from exc`: it holds the whole payload.
-        raise InvalidTaskError(f"The payload has a lone surrogate at position {exc.start}; pass bytes.") from None
+        position = exc.start
+    # Not in the handler: that error holds the whole payload, and this one would lead to it.
+    raise InvalidTaskError(f"The payload has a lone surrogate at position {position}; pass bytes.")
 
 
 # --- headers (SPEC 1.5) --------------------------------------------------------------------------------------------
@@ -396,12 +400,12 @@ def check_tag(tag: object) -> str | None:
     if tag is None:
         return None
     if not isinstance(tag, str):
-        raise InvalidTagError(f"Tag {shorten(tag)} is of type {_kind(tag)}; it must be a str.")
+        raise InvalidTagError(f"The tag is of type {_kind(tag)}; it must be a str.")
     if len(tag) > MAX_TAG_LENGTH:
-        raise InvalidTagError(f"Tag {shorten(tag)} has {len(tag)} characters; at most {MAX_TAG_LENGTH} are allowed.")
+        raise InvalidTagError(f"The tag has {len(tag)} characters; at most {MAX_TAG_LENGTH} are allowed.")
     # Neither NUL (PostgreSQL) nor a lone surrogate (UTF-8) can be stored as text.
     if found := re.search(r"[\x00\ud800-\udfff]", tag):
-        raise InvalidTagError(f"Tag {shorten(tag)} has {found.group()!r} at position {found.start()}; NUL and surrogates are not allowed.")
+        raise InvalidTagError(f"The tag has {found.group()!r} at position {found.start()}; NUL and surrogates are not allowed.")
     return tag
 
 
@@ -410,7 +414,7 @@ def check_target(target: object) -> str | None:
     if target is None:
         return None
     if not isinstance(target, str):
-        raise InvalidTaskError(f"Target {shorten(target)} is of type {_kind(target)}; it must be a name in the service's targets.")
+        raise InvalidTaskError(f"The target is of type {_kind(target)}; it must be a name in the service's targets.")
     return target or None
 
 

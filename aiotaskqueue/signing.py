@@ -107,7 +107,7 @@ class Refusal:
 class Verdict:
     """The head of the request is genuine; `verify_body` has still to see the body."""
 
-    digest: str
+    digest: str = attrs.field(repr=False)
     """What ``Content-Digest`` must be."""
     uuid: str
     """The task, 32 hexadecimal digits."""

@@ -52,15 +52,15 @@ def test_no_url(url: str | None) -> None:
         ("gopher:x", r"has a scheme"),
         ("javascript:alert(1)", r"has a scheme"),
         ("HTTP:/x", r"has a scheme"),
-        ("/w#frag", r"'/w#frag' has a fragment"),
-        ("/w?a#frag", r"URL query 'a#frag' has a fragment"),
+        ("/w#frag", r"'/w#\*\*\*' has a fragment"),
+        ("/w?a#frag", r"URL query <6 characters> has a fragment"),
         ("/w\r\nX: y", r"has '\\r' at position 2"),
         ("/w\x00", r"has '\\x00' at position 2"),
         ("/w\x7f", r"has '\\x7f' at position 2"),
         ("/w\x85", r"has '\\x85' at position 2"),
         ("/w w", r"has ' ' at position 2"),
         ("/\ud800", r"has '\\ud800' at position 1"),
-        ("/w?a=b c", r"URL query 'a=b c' has ' ' at position 3"),
+        ("/w?a=b c", r"URL query <5 characters> has ' ' at position 3"),
         ("/w\n", r"has '\\n' at position 2"),
         ("/w%zz", r"'%' without two hexadecimal digits at position 2"),
         ("/%", r"'%' without two hexadecimal digits at position 1"),
@@ -73,8 +73,8 @@ def test_no_url(url: str | None) -> None:
         ("/a/%2e%2E/b", r"is not normalised"),
         ("/a/.%2e", r"is not normalised"),
         ("/é" * 521, r"has 3647 characters; at most 2083"),
-        (b"/x", r"b'/x' is of type bytes"),
-        (1, r"1 is of type int"),
+        (b"/x", r"The URL is of type bytes"),
+        (1, r"The URL is of type int"),
         (URL("http://other/x"), r"has a scheme"),
     ],
 )
@@ -104,7 +104,7 @@ def test_bad_url(url: str, message: str) -> None:
 )
 def test_userinfo_is_masked(url: str) -> None:
     """A password in a refused URL does not get into the error, however it is written."""
-    with pytest.raises(errors.InvalidUrlError, match=r"\*\*\*@host/") as caught:
+    with pytest.raises(errors.InvalidUrlError, match=r"\*\*\*@host/|'http://\*\*\*'|The URL is of type") as caught:
         Task(url=url)
 
     assert "secr" not in str(caught.value)
@@ -157,8 +157,8 @@ def test_any_path_comes_back(segment: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "PUT", "url": "/x?a=1", "params": {"b": 2}}, "query 'a=1' and there are params; pass one of them"),
-        ({"url": "/x?a=1"}, "query 'a=1', which a POST task may not have; pass it as params"),
+        ({"method": "PUT", "url": "/x?a=1", "params": {"b": 2}}, "a query <3 characters> and there are params; pass one of them"),
+        ({"url": "/x?a=1"}, "a query <3 characters>, which a POST task may not have; pass it as params"),
         ({"payload": "p", "params": {"a": 1}}, "Payload and params are both given; pass one of them"),
         ({"payload": "p", "method": "GET"}, "A payload can only go with the methods POST, PUT and PULL"),
     ],

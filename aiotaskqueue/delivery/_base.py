@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from aiotaskqueue._masking import show_size
 from aiotaskqueue.signing import GRACE_SECONDS
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ class Answer:
     """A complete answer: status line, head and body, in time."""
 
     status: int
-    retry_after: str | None = None
+    retry_after: str | None = attrs.field(default=None, repr=show_size)
     """The header Retry-After as sent."""
-    detail: str = ""
-    """The start of the body, at most 2 KiB, made safe to show; empty for a success."""
+    detail: str = attrs.field(default="", repr=show_size)
+    """The start of the body, at most 2 KiB, without terminal codes; empty for a success."""
 
 
 @attrs.frozen
@@ -63,7 +64,7 @@ class NoAnswer:
     """Anything else."""
 
     reason: FailureReason
-    detail: str = ""
+    detail: str = attrs.field(default="", repr=show_size)
 
     @property
     def was_executed(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import re
 
 from yarl import URL
 
+from aiotaskqueue._masking import mask_url
 from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import ConfigError
 
@@ -36,18 +38,18 @@ def parse_base_url(text: str) -> URL:
     url = _parse(text)
     reason = _find_fault(text, url)
     if reason:
-        raise ConfigError(f"Base URL {shorten(text)} {reason}; {_ALLOWED}.")
+        raise ConfigError(f"Base URL {shorten(mask_url(text))} {reason}; {_ALLOWED}.")
     return _reachable(url).with_path(url.raw_path.rstrip("/"), encoded=True)
 
 
 def _parse(text: str) -> URL:
     if not isinstance(text, str):
-        raise ConfigError(f"Base URL {shorten(text)} is of type {type(text).__name__}; {_ALLOWED}.")
-    try:
+        raise ConfigError(f"Base URL is of type {type(text).__name__}; {_ALLOWED}.")
+    with contextlib.suppress(ValueError):
         return URL(text)
-    except ValueError:
-        # Its message may contain the password.
-        raise ConfigError(f"Base URL {shorten(text)} cannot be parsed; {_ALLOWED}.") from None
+    # Not in a handler: that error may contain the password. And what cannot be parsed can hardly be masked.
+    start, slashes, _ = text.partition("//")
+    raise ConfigError(f"Base URL {shorten(start + slashes + '***' if slashes else '***')} cannot be parsed; {_ALLOWED}.")
 
 
 def _find_fault(text: str, url: URL) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiotaskqueue import signing
 from aiotaskqueue._headers import task_headers
+from aiotaskqueue._masking import show_size
 
 if TYPE_CHECKING:
     from yarl import URL
@@ -30,6 +31,9 @@ class Request(NamedTuple):
     method: str
     signature: str
     """What must not get into what is kept of the answer; empty if the request is not signed."""
+
+    def __repr__(self) -> str:
+        return f"Request(data={show_size(self.data)}, method={self.method!r})"
 
 
 class RequestWriter:
@@ -80,7 +84,8 @@ class RequestWriter:
                 created=int(now),
                 deadline_seconds=deadline_seconds,
             )
-            signature = headers[-1][1]
+            # Without its frame: whoever echoes it may show it in another one.
+            signature = headers[-1][1].partition(":")[2].rstrip(":")
         lines += [f"{name}: {value}" for name, value in headers]
         if body or record.method not in _BODILESS:
             lines.append(f"Content-Length: {len(body)}")

@@ -39,6 +39,9 @@ SHUTDOWN_SECONDS = 0.05
 # As aiohttp's own.
 BACKLOG = 128
 
+# More than any task has in its URL or in one header: a task is no larger altogether (SPEC 1.1).
+MAX_HEAD_LINE_BYTES = 128 * 1024
+
 FOLDER_PREFIX = "aiotaskqueue-"
 
 # Locked while its folder is in use; a process that was killed leaves both behind.
@@ -141,6 +144,8 @@ class AppDelivery(Delivery):
     def _make_runner(self) -> web.BaseRunner:
         # A body that aiohttp unpacks, for its Content-Encoding, is not the one that was signed.
         arguments: Mapping[str, Any] = {"access_log": None, "handler_cancellation": True, "auto_decompress": False}
+        # Nobody else can connect. By its own limits aiohttp would refuse long queries and headers, and log them whole.
+        arguments = {**arguments, "max_line_size": MAX_HEAD_LINE_BYTES, "max_field_size": MAX_HEAD_LINE_BYTES}
         if not self._is_run_elsewhere:
             return web.AppRunner(self._app, shutdown_timeout=SHUTDOWN_SECONDS, **arguments)
         # aiohttp has no public way to serve a started application once more: these two names are what its own AppRunner

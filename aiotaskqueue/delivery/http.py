@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import aiohttp
 
 from aiotaskqueue._clock import Clock, SystemClock, Timer
+from aiotaskqueue._masking import show_place
 from aiotaskqueue.delivery._base import GRACE_SECONDS, Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.delivery._base_url import parse_base_url
 from aiotaskqueue.delivery._connection import Connection
@@ -231,9 +231,5 @@ def _closed() -> NoAnswer:
 def _explain(exc: Exception) -> str:
     if isinstance(exc, Error):
         return str(exc)
-    # What an unexpected error says may show a header or the payload (RELIABILITY P24): only what and where.
-    traceback = exc.__traceback__
-    assert traceback is not None
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return f"{type(exc).__name__} at {PurePath(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"
+    # What an unexpected error says may show a header or the payload (RELIABILITY P24).
+    return show_place(exc)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from aiotaskqueue._masking import show_path, show_size
+
 if TYPE_CHECKING:
     from aiotaskqueue._config import QueueConfig
     from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
@@ -131,9 +133,9 @@ class StoredStatistics:
 class TaskFilter:
     """Which tasks to list; None: any."""
 
-    url: str | None = None
+    url: str | None = attrs.field(default=None, repr=show_path)
     """Exactly this URL, with its query."""
-    tag: str | None = None
+    tag: str | None = attrs.field(default=None, repr=show_size)
     name_prefix: str | None = None
 
 

@@ -41,10 +41,10 @@ class Work:
     """One request on its way."""
 
     verb: Verb
-    request: Any
+    request: Any = attrs.field(repr=False)
     rows: int
     patience_until: float
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] = attrs.field(repr=False)
     on_end: Callable[[Any], None] | None = None
 
     def succeed(self, result: Any) -> None:

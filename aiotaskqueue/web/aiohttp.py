@@ -209,7 +209,7 @@ async def _answer(request: web.Request, call: Callable[[], Awaitable[Result]], n
         if isinstance(response, web.StreamResponse):
             return response
         if response is not None:
-            raise TypeError(f"Handler returned {response!r:.80}; return a response, or None for 200.")
+            raise TypeError(f"Handler returned an object of type {type(response).__name__}; return a response, or None for 200.")
         status = 200
     except web.HTTPException:
         raise
