@@ -64,6 +64,8 @@ LAST_MOMENT = 400
 
 ALL_CASES = {**CASES, **FURTHER_CASES}
 ALL_LIFE_CASES = {**LIFE_CASES, **FURTHER_LIFE_CASES}
+# The others take seconds, and run in the crash session.
+QUICK_LIFE_CASES = {**LIFE_CASES, **{name: ALL_LIFE_CASES[name] for name in ("a start with an application", "one of two starts")}}
 
 
 # --- the sweep -----------------------------------------------------------------------------------------------------
@@ -263,7 +265,7 @@ async def sweep_life(folder: Path, case: LifeCase, kinds: Iterator[str]) -> list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALL_LIFE_CASES.values(), ids=ALL_LIFE_CASES)
+@pytest.mark.parametrize("case", QUICK_LIFE_CASES.values(), ids=QUICK_LIFE_CASES)
 async def test_life_cancelled_at_every_turn(tmp_path: Path, case: LifeCase) -> None:
     """Whenever a start, drain or close is cancelled, in one way after the other, the service runs, or is closed without a trace."""
     with lockstep():
