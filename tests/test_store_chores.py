@@ -314,6 +314,26 @@ async def test_a_process_that_has_the_former_database_open_is_noticed(path: Path
                 pass
 
 
+async def test_a_side_file_that_nobody_tells_of_is_removed(path: Path) -> None:
+    """What a process left that was killed between its row and its side file goes with the next start; the others' stay."""
+    held = ProcessLock(str(path), 77)
+    async with running(path):
+        held.acquire()
+        dead_process = "INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (66, 'other', 1, 0)"
+        query(path, dead_process)
+        foreign = [f"{path}-process-{name}" for name in ("", "x", "77-wal", "my-55")]
+        for file in (*foreign, lock_path(str(path), 66), lock_path(str(path), 55)):
+            Path(file).touch()
+        before = set(path.parent.glob("*-process-*"))
+        async with running(path):
+            pass
+        after = set(path.parent.glob("*-process-*"))
+    held.release()
+
+    assert {Path(lock_path(str(path), 55))} == before - after
+    assert after < before
+
+
 @pytest.fixture
 def child(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Return a process that has leased three tasks and hangs."""

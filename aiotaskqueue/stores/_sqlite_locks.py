@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Container
 from pathlib import Path
 
 from aiotaskqueue._liveness import hold, is_abandoned
 from aiotaskqueue.errors import StoreReadOnlyError, StoreReplacedError
 from aiotaskqueue.stores._sqlite_fork import guard_lock
+
+# Between a database's path and the number of a process, in the name of that process's side file.
+_LOCK_INFIX = "-process-"
 
 
 class SideLock:
@@ -84,12 +89,25 @@ def _is_at(descriptor: int, path: str) -> bool:
 
 def lock_path(database_path: str, process_id: int) -> str:
     """Return the path of a process's side file."""
-    return f"{database_path}-process-{process_id}"
+    return f"{database_path}{_LOCK_INFIX}{process_id}"
 
 
 def remove_lock(database_path: str, process_id: int) -> None:
     """Remove the side file of a process that has ended."""
     Path(lock_path(database_path, process_id)).unlink(missing_ok=True)
+
+
+def remove_leftover_locks(database_path: str, known: Container[int]) -> None:
+    """Remove the side files of processes that are none of the `known` and have ended.
+
+    A process that is killed after it has made the file and before its row is there, or after the row is gone, leaves one that
+    no rescue ever looks for. Only for whoever holds the database's write lock, without which nobody makes such a file.
+    """
+    prefix = f"{database_path}{_LOCK_INFIX}"
+    for path in glob.glob(f"{glob.escape(prefix)}*"):
+        number = path.removeprefix(prefix)
+        if number.isdecimal() and int(number) not in known and is_abandoned(path):
+            Path(path).unlink(missing_ok=True)
 
 
 def is_dead(database_path: str, process_id: int) -> bool:

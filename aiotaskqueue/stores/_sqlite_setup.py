@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import attrs
 
 from aiotaskqueue.stores._sqlite_file import DatabaseFile
-from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead
+from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead, remove_leftover_locks
 from aiotaskqueue.stores._sqlite_rows import Ids
 
 # Primary keys and the UNIQUE of the names; short tables.
@@ -19,6 +19,7 @@ SELECT_QUEUES = "SELECT id, name FROM taskqueue_queue"
 SELECT_HAS_TASKS = "SELECT 1 FROM taskqueue_task WHERE queue_id = ? LIMIT 1"
 INSERT_PROCESS = "INSERT INTO taskqueue_process (id, host, pid, started_usec) VALUES (?, ?, ?, ?)"
 ALLOCATE_ID = "UPDATE taskqueue_sequence SET last_id = last_id + 1 RETURNING last_id"
+SELECT_PROCESSES = "SELECT id FROM taskqueue_process"
 SELECT_OTHERS = "SELECT id, host FROM taskqueue_process WHERE id <> ?"
 SELECT_HAVE_LEASES = "SELECT 1 FROM taskqueue_in_flight WHERE process_id <> ? AND tasks > 0 LIMIT 1"
 ANNOUNCE_DRAIN = "UPDATE taskqueue_process SET is_draining = 1 WHERE id = ?"
@@ -57,6 +58,7 @@ class OwnProcess:
         """Enter this process (a verb; the request is the time); its lock is held before anybody can see the row."""
         (process_id,) = connection.execute(ALLOCATE_ID).fetchone()
         if self._file is not None:
+            remove_leftover_locks(self._file.real_path, {known for (known,) in connection.execute(SELECT_PROCESSES)})
             self._lock = ProcessLock(self._file.real_path, process_id)
             self._lock.acquire()
         connection.execute(INSERT_PROCESS, (process_id, _host(), os.getpid(), requests[0]))
