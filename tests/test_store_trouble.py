@@ -8,7 +8,9 @@ import signal
 import sqlite3
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +34,7 @@ from aiotaskqueue.errors import (
     StoreReplacedError,
 )
 from aiotaskqueue.stores import _sqlite_file, _sqlite_looking, sqlite
-from aiotaskqueue.stores._sqlite_connection import ThreadConnection
+from aiotaskqueue.stores._sqlite_connection import POLL_SECONDS, ThreadConnection, begin
 from aiotaskqueue.stores._sqlite_errors import is_locked, is_own_fault, translate
 from aiotaskqueue.stores._sqlite_trouble import Trouble
 from aiotaskqueue.stores._sqlite_verbs import Verbs
@@ -354,6 +356,34 @@ async def test_a_lock_held_for_a_moment_is_not_worth_mentioning(path: Path) -> N
 
             assert store._group.locked_since is not None
             assert store.trouble is None
+
+
+def test_a_lock_is_looked_at_every_millisecond(path: Path) -> None:
+    """While it waits for a lock the thread looks often, so that it meets the moment between two transactions of a busy process."""
+    tries: list[str] = []
+    with raw(path) as other, closing(sqlite3.connect(path, timeout=POLL_SECONDS, isolation_level=None)) as connection:
+        other.execute("PRAGMA journal_mode = wal")
+        other.execute("BEGIN IMMEDIATE")
+        connection.set_trace_callback(tries.append)
+        started = time.monotonic()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            begin(connection)
+        seconds = time.monotonic() - started
+        other.execute("ROLLBACK")
+        begin(connection)
+        in_transaction = connection.in_transaction
+
+    assert seconds > 0.09
+    assert len(tries) > 10
+    assert in_transaction
+
+
+def test_what_is_no_lock_is_not_waited_for(path: Path) -> None:
+    """Beginning twice is a mistake that raises at once."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        begin(connection)
+        with pytest.raises(sqlite3.OperationalError, match="within a transaction"):
+            begin(connection)
 
 
 # --- deleted or replaced -------------------------------------------------------------------------------------------

@@ -208,8 +208,10 @@ def test_a_checkpoint_is_never_begun_where_all_is_copied(path: Path, mode: str) 
 
     assert [
         "PRAGMA wal_autocheckpoint = 0",
+        "PRAGMA busy_timeout = 100",
         _sqlite_wal.ALLOCATE_ID,
         f"PRAGMA wal_checkpoint({mode})",
+        "PRAGMA busy_timeout = 1",
         "PRAGMA wal_autocheckpoint = 100",
     ] == statements
 

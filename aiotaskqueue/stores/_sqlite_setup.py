@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from aiotaskqueue.stores._sqlite_connection import begin
 from aiotaskqueue.stores._sqlite_file import DatabaseFile
 from aiotaskqueue.stores._sqlite_locks import ProcessLock, is_dead, remove_leftover_locks
 from aiotaskqueue.stores._sqlite_rows import Ids
@@ -68,8 +69,10 @@ class OwnProcess:
     def unregister(self, connection: sqlite3.Connection) -> None:
         """Remove the row; a process that still has leases is left for `rescue`, which finds its lock gone."""
         if self._lock is not None:
+            begin(connection)
             connection.execute(DELETE_PROCESS_WITHOUT_LEASES, (self._ids.process,))
             connection.execute(DELETE_EMPTY_IN_FLIGHT, (self._ids.process,))
+            connection.execute("COMMIT")
 
     def release(self) -> None:
         """Give the lock up; twice is fine."""

@@ -19,6 +19,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiotaskqueue._clock import SystemClock
+from aiotaskqueue.stores._sqlite_connection import BUSY_TIMEOUT_SECONDS, POLL_SECONDS
 from aiotaskqueue.stores._sqlite_file import DatabaseFile
 from aiotaskqueue.stores._sqlite_locks import SideLock
 from aiotaskqueue.stores._sqlite_setup import ALLOCATE_ID
@@ -148,9 +149,11 @@ def _checkpoint(connection: sqlite3.Connection, *, mode: str) -> bool:
     """Copy the WAL and have it begun anew; return whether that was possible: a reader may be in the way."""
     # While somebody writes this is a checkpoint like any other, so something must be left to copy: see above.
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA busy_timeout = {round(BUSY_TIMEOUT_SECONDS * 1000)}")
     try:
         connection.execute(ALLOCATE_ID).fetchall()
         [is_busy, *_] = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
     finally:
+        connection.execute(f"PRAGMA busy_timeout = {round(POLL_SECONDS * 1000)}")
         _resume_autocheckpoints(connection)
     return not is_busy
