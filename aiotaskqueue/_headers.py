@@ -8,6 +8,7 @@ Source: SPEC 4.3; App Engine, "Push task headers".
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,9 @@ TASK = "X-TaskQueue-Task"
 ATTEMPT = "X-TaskQueue-Attempt"
 DEADLINE = "X-TaskQueue-Deadline"
 
+# What every delivery carries, in the order of signing.SIGNED_HEADERS: all of it is signed.
+SPECIAL_HEADERS = (QUEUE_NAME, TASK_NAME, RETRY_COUNT, EXECUTION_COUNT, ETA, TASK, ATTEMPT, DEADLINE)
+
 CONTENT_TYPE = "Content-Type"
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
@@ -34,8 +38,8 @@ RESERVED_PREFIXES = ("x-appengine-", "x-taskqueue-")
 # 9999-12-31T23:59:59Z, the last second that datetime knows.
 _LAST_SECOND = 253_402_300_799
 
-# [0-9], not \d, and int() only after a match: int() takes Arabic-Indic digits, "1_000", " 12 " and "+5" (RELIABILITY 2).
-_INTEGER = re.compile(r"[0-9]{1,15}")
+# [0-9], not \d, and int() only of ASCII digits: it takes Arabic-Indic ones, "1_000", " 12 " and "+5" (RELIABILITY 2).
+_LONGEST_INTEGER = 15
 _DECIMAL = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?")
 _UUID = re.compile(r"[0-9a-f]{32}")
 
@@ -62,18 +66,29 @@ def task_headers(record: TaskRecord, *, deadline_seconds: float) -> list[tuple[s
         deadline_seconds: How long its handler may take, in seconds.
     """
     headers = list(record.headers)
-    if record.payload and not _has_content_type(headers):
+    if record.payload and not any(name.lower() == "content-type" for name, _ in headers):
         headers.append((CONTENT_TYPE, DEFAULT_CONTENT_TYPE))
-    headers += (
-        (QUEUE_NAME, record.queue_name),
-        (TASK_NAME, record.name),
-        (RETRY_COUNT, str(record.retry_count)),
-        (EXECUTION_COUNT, str(record.executions)),
-        (ETA, _render_seconds(record.eta_usec)),
-        (TASK, record.uuid.hex()),
-        (ATTEMPT, str(record.lease_token)),
-        (DEADLINE, _render_seconds(round(deadline_seconds * 1_000_000))),
+    headers += zip(SPECIAL_HEADERS, special_values(record, deadline_seconds=deadline_seconds), strict=True)
+    return headers + history_headers(record)
+
+
+def special_values(record: TaskRecord, *, deadline_seconds: float) -> tuple[str, ...]:
+    """Return the values of SPECIAL_HEADERS in one attempt."""
+    return (
+        record.queue_name,
+        record.name,
+        str(record.retry_count),
+        str(record.executions),
+        _render_seconds(record.eta_usec),
+        record.uuid.hex(),
+        str(record.lease_token),
+        _render_deadline(deadline_seconds),
     )
+
+
+def history_headers(record: TaskRecord) -> list[tuple[str, str]]:
+    """Return the headers that tell of the attempt before this one; none on the first."""
+    headers = []
     if record.previous_status is not None:
         headers.append((PREVIOUS_RESPONSE, str(record.previous_status)))
     if record.retry_reason:
@@ -113,17 +128,19 @@ def is_reserved(name: str) -> bool:
     return name[:1] in "xX" and name.lower().replace("_", "-").startswith(RESERVED_PREFIXES)
 
 
-def _has_content_type(headers: list[tuple[str, str]]) -> bool:
-    return any(name.lower() == "content-type" for name, _ in headers)
-
-
 def _render_seconds(usec: int) -> str:
     seconds, fraction = divmod(usec, 1_000_000)
     return f"{seconds}.{fraction:06d}".rstrip("0") if fraction else str(seconds)
 
 
+# Nearly all attempts have the same few deadlines.
+@functools.lru_cache(maxsize=64)
+def _render_deadline(seconds: float) -> str:
+    return _render_seconds(round(seconds * 1_000_000))
+
+
 def _parse_integer(text: str) -> int:
-    if not _INTEGER.fullmatch(text):
+    if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_INTEGER):
         raise ValueError(f"Header value {text[:80]!r} is not an integer of 1 to 15 ASCII digits.")
     return int(text)
 

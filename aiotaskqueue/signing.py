@@ -41,6 +41,9 @@ SIGNED_HEADERS = (
 )
 """The headers that the signature covers, besides ``content-digest``."""
 
+SIGNATURE_HEADERS = ("Content-Digest", "Signature-Input", "Signature")
+"""The headers that `sign` adds."""
+
 GRACE_SECONDS = 1.0
 """A signature outlives the deadline by this: the delivery's own grace."""
 
@@ -62,6 +65,7 @@ _SIGNATURE_INPUT = re.compile(
     + r';tag="aiotaskqueue"'
 )
 _covered_values = itemgetter("content-digest", *SIGNED_HEADERS)
+_signed_values = itemgetter(*SIGNED_HEADERS)
 _SINGLE_HEADERS = frozenset({"signature", "signature-input", "content-digest", *SIGNED_HEADERS})
 
 _BASE64URL = re.compile(r"([A-Za-z0-9_-]+)={0,2}")
@@ -185,20 +189,38 @@ def sign(
     Raises:
         ValueError: One of SIGNED_HEADERS is missing, or something to sign is not ASCII.
     """
-    key = keys._newest
-    digest = content_digest(body)
     fields = {name.lower(): value for name, value in headers}
-    fields["content-digest"] = digest
-    parameters = _PARAMETERS % (created, created + math.ceil(deadline_seconds + GRACE_SECONDS), key.keyid)
     try:
-        base = _signature_base(method, path, query, fields, parameters)
+        values = _signed_values(fields)
     except KeyError as exc:
         raise ValueError(f"Header {exc.args[0]!r} is missing; a delivery carries all of SIGNED_HEADERS.") from None
-    return [
-        ("Content-Digest", digest),
-        ("Signature-Input", _LABEL + parameters),
-        ("Signature", key.signature(base).decode()),
-    ]
+    signed = sign_values(
+        keys, method=method, path=path, query=query, values=values, body=body, created=created, deadline_seconds=deadline_seconds
+    )
+    return list(zip(SIGNATURE_HEADERS, signed, strict=True))
+
+
+def sign_values(
+    keys: KeyRing,
+    *,
+    method: str,
+    path: str,
+    query: str,
+    values: tuple[str, ...],
+    body: bytes,
+    created: int,
+    deadline_seconds: float,
+) -> tuple[str, str, str]:
+    """Return the values of SIGNATURE_HEADERS for a request; `values` are those of SIGNED_HEADERS, all else as for `sign`.
+
+    Raises:
+        ValueError: Something to sign is not ASCII.
+    """
+    key = keys._newest
+    digest = content_digest(body)
+    parameters = _PARAMETERS % (created, created + math.ceil(deadline_seconds + GRACE_SECONDS), key.keyid)
+    base = _signature_base(method, path, query, (digest, *values), parameters)
+    return digest, _LABEL + parameters, key.signature(base).decode()
 
 
 def verify_head(keys: KeyRing, *, method: str, path: str, query: str, headers: Iterable[tuple[str, str]], now: float) -> Verdict | Refusal:
@@ -270,9 +292,9 @@ def _fields_by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str] | None
     return fields
 
 
-def _signature_base(method: str, path: str, query: str, fields: Mapping[str, str], parameters: str) -> bytes:
+def _signature_base(method: str, path: str, query: str, covered: tuple[str, ...], parameters: str) -> bytes:
     # RFC 9421 section 2.2.7: the query comes with its question mark, which is there even if there is no query.
-    return (_BASE % (method, path, "?" + query, *_covered_values(fields), parameters)).encode("ascii")
+    return (_BASE % (method, path, "?" + query, *covered, parameters)).encode("ascii")
 
 
 def _check_signature(key: _Key | None, method: str, path: str, query: str, fields: Mapping[str, str]) -> RefusalReason | None:
@@ -280,7 +302,7 @@ def _check_signature(key: _Key | None, method: str, path: str, query: str, field
         return RefusalReason.UNKNOWN_KEY
     parameters = fields["signature-input"][len(_LABEL) :]
     try:
-        base = _signature_base(method, path, query, fields, parameters)
+        base = _signature_base(method, path, query, _covered_values(fields), parameters)
     except KeyError:
         return RefusalReason.MISSING_HEADER
     except UnicodeEncodeError:

@@ -7,12 +7,15 @@ a line break that somebody smuggled in, is looked for once more in the finished 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiotaskqueue import signing
-from aiotaskqueue._headers import task_headers
+import attrs
+
+from aiotaskqueue._headers import CONTENT_TYPE, DEFAULT_CONTENT_TYPE, SPECIAL_HEADERS, history_headers, special_values
 from aiotaskqueue._masking import show_size
+from aiotaskqueue.signing import SIGNATURE_HEADERS, sign_values
 
 if TYPE_CHECKING:
     from yarl import URL
@@ -36,6 +39,19 @@ class Request(NamedTuple):
         return f"Request(data={show_size(self.data)}, method={self.method!r})"
 
 
+@attrs.frozen
+class _Lines:
+    """Lines of a head."""
+
+    text: str = attrs.field(repr=show_size)
+    breaks: int
+    """How many line breaks it should have."""
+
+
+_SPECIAL_LINES = _Lines("\r\n".join(f"{name}: %s" for name in SPECIAL_HEADERS), len(SPECIAL_HEADERS) - 1)
+_SIGNATURE_LINES = _Lines("\r\n".join(f"{name}: %s" for name in SIGNATURE_HEADERS), len(SIGNATURE_HEADERS) - 1)
+
+
 class RequestWriter:
     """Writes the requests of one target.
 
@@ -54,7 +70,8 @@ class RequestWriter:
             "accept-encoding": "Accept-Encoding: identity",
             "user-agent": f"User-Agent: {_user_agent()}",
         }
-        self._own_lines = list(self._own.values())
+        # Many tasks carry the same few headers.
+        self._first_lines = functools.lru_cache(maxsize=1024)(self._write_first_lines)
 
     def write(self, record: TaskRecord, *, deadline_seconds: float, now: float) -> Request:
         """Return the request of one attempt.
@@ -69,42 +86,46 @@ class RequestWriter:
         """
         body = record.payload or b""
         target = self._prefix + record.url
-        headers = task_headers(record, deadline_seconds=deadline_seconds)
-        lines = [f"{record.method} {target} HTTP/1.1", *self._lines_for(record, headers)]
+        first = self._first_lines(record.headers, bool(body))
+        values = special_values(record, deadline_seconds=deadline_seconds)
+        lines = [f"{record.method} {target} HTTP/1.1", first.text, _SPECIAL_LINES.text % values]
+        lines += [f"{name}: {value}" for name, value in history_headers(record)]
+        breaks = first.breaks + _SPECIAL_LINES.breaks
         signature = ""
         if self._keys is not None:
             path, _, query = target.partition("?")
-            headers += signing.sign(
+            signed = sign_values(
                 self._keys,
                 method=record.method,
                 path=path,
                 query=query,
-                headers=headers,
+                values=values,
                 body=body,
                 created=int(now),
                 deadline_seconds=deadline_seconds,
             )
+            lines.append(_SIGNATURE_LINES.text % signed)
+            breaks += _SIGNATURE_LINES.breaks
             # Without its frame: whoever echoes it may show it in another one.
-            signature = headers[-1][1].partition(":")[2].rstrip(":")
-        lines += [f"{name}: {value}" for name, value in headers]
+            signature = signed[-1].partition(":")[2].rstrip(":")
         if body or record.method not in _BODILESS:
             lines.append(f"Content-Length: {len(body)}")
-        return Request(_head(lines) + body, record.method, signature)
+        return Request(_head(lines, breaks) + body, record.method, signature)
 
-    def _lines_for(self, record: TaskRecord, headers: list[tuple[str, str]]) -> list[str]:
-        """Return the lines of our own that the task does not replace; what it may not replace is taken out of `headers`."""
-        if not record.headers:
-            return self._own_lines
-        given = {name.lower() for name, _ in record.headers}
-        if "accept-encoding" in given:
-            given.remove("accept-encoding")
-            headers[:] = [header for header in headers if header[0].lower() != "accept-encoding"]
-        return [line for name, line in self._own.items() if name not in given]
+    def _write_first_lines(self, given: tuple[tuple[str, str], ...], has_body: bool) -> _Lines:
+        """Return the lines of our own that the task does not replace, and its own but those that it may not replace."""
+        names = {name.lower() for name, _ in given} - {"accept-encoding"}
+        lines = [line for name, line in self._own.items() if name not in names]
+        lines += [f"{name}: {value}" for name, value in given if name.lower() != "accept-encoding"]
+        if has_body and "content-type" not in names:
+            lines.append(f"{CONTENT_TYPE}: {DEFAULT_CONTENT_TYPE}")
+        return _Lines("\r\n".join(lines), len(lines) - 1)
 
 
-def _head(lines: list[str]) -> bytes:
+def _head(lines: list[str], breaks: int) -> bytes:
+    """Return the head; `breaks` is how many line breaks the lines should have in them."""
     text = "\r\n".join(lines)
-    breaks = len(lines) - 1
+    breaks += len(lines) - 1
     if text.count("\r") != breaks or text.count("\n") != breaks or "\0" in text:
         raise ValueError("A header of the task has a line break or a NUL in it.")
     return text.encode() + b"\r\n\r\n"

@@ -175,7 +175,7 @@ def _as_task(handler: Handler[P], verify: bool) -> TaskHandler[P]:
         if isinstance(info, Refusal):
             return web.Response(status=403)
         with running(info):
-            return await _answer(request, functools.partial(handler, *args, **kwargs), info.name if info else name)
+            return await _answer(request, info.name if info else name, handler, *args, **kwargs)
 
     setattr(run, _MARK, verify)
     return run
@@ -202,20 +202,19 @@ def _request_of(args: Sequence[object]) -> web.Request:
     raise TypeError("A @task handler was called without a request; aiohttp calls it, tasks are added with add().")
 
 
-async def _answer(request: web.Request, call: Callable[[], Awaitable[Result]], name: str) -> web.StreamResponse:
+async def _answer(request: web.Request, name: str, handler: Handler[P], *args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
     """Run the handler and turn how it ends into an answer."""
+    status = 200
     try:
-        response = await call()
-        if isinstance(response, web.StreamResponse):
-            return response
+        response = await handler(*args, **kwargs)
         if response is not None:
+            if isinstance(response, web.StreamResponse):
+                return response
             raise TypeError(f"Handler returned an object of type {type(response).__name__}; return a response, or None for 200.")
-        status = 200
     except web.HTTPException:
         raise
     except FatalTaskError:
         logger.exception("Task %s ended for good.", name)
-        status = 200
     except Exception:
         logger.exception("Task %s failed.", name)
         status = 500
@@ -239,12 +238,13 @@ _BODY_IS_OTHER = frozenset({RefusalReason.BAD_BODY, RefusalReason.UNREADABLE_BOD
 class _Gate:
     """What the access check says about one request."""
 
-    __slots__ = ("_answer", "_check", "_head")
+    __slots__ = ("_check", "_head", "answer")
 
     def __init__(self, check: AccessCheck, head: Admission | Refusal) -> None:
         self._check = check
         self._head = head
-        self._answer: TaskInfo | Refusal | None = None
+        self.answer: TaskInfo | Refusal | None = None
+        """The task that the request may run, or why it may not; None: nobody has asked yet."""
 
     @property
     def is_stranger(self) -> bool:
@@ -252,23 +252,21 @@ class _Gate:
         return isinstance(self._head, Refusal)
 
     async def ask(self, request: web.Request) -> TaskInfo | Refusal:
-        """Return the task that the request may run; reads the body, the first time."""
-        if self._answer is None:
-            self._answer = await self._decide(request)
-        return self._answer
-
-    async def _decide(self, request: web.Request) -> TaskInfo | Refusal:
-        if isinstance(self._head, Admission):
-            refusal = await self._check.admit(self._head, functools.partial(_read_body, request))
-            if refusal is None:
-                return self._head.info
-            if refusal.reason in _BODY_IS_OTHER and "Content-Encoding" in request.headers:
+        """Find the answer; reads the body. For the first time only."""
+        head = self._head
+        if isinstance(head, Refusal):
+            self.answer = self._refuse(head)
+        else:
+            refusal = await self._check.admit(head, functools.partial(_read_body, request))
+            self.answer = head.info if refusal is None else self._refuse(refusal)
+            if refusal is not None and refusal.reason in _BODY_IS_OTHER and "Content-Encoding" in request.headers:
                 logger.warning(
                     "The body of task %s was unpacked before it could be checked; run the server with auto_decompress=False.",
-                    self._head.info.name,
+                    head.info.name,
                 )
-        else:
-            refusal = self._head
+        return self.answer
+
+    def _refuse(self, refusal: Refusal) -> Refusal:
         self._check.reject(refusal)
         return refusal
 
@@ -280,7 +278,7 @@ _GATE = web.RequestKey("aiotaskqueue_gate", _Gate)
 def _access_middleware(check: AccessCheck) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Endpoint) -> web.StreamResponse:
-        if _GATE in request:
+        if len(request.match_info.apps) > 1 and _GATE in request:
             # Both an application and a sub-application of it have a check: the outer one has decided.
             return await handler(request)
         gate = _Gate(check, check.check(request.method, request.raw_path, request.headers.items()))
@@ -304,7 +302,7 @@ async def _enter(request: web.Request, name: str, verify: bool) -> TaskInfo | Re
         return Refusal(RefusalReason.UNSIGNED)
     if not verify and gate.is_stranger:
         return None
-    return await gate.ask(request)
+    return gate.answer or await gate.ask(request)
 
 
 def _is_closed_to_strangers(request: web.Request) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
 
@@ -20,7 +18,7 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _current: ContextVar[TaskInfo | None] = ContextVar("aiotaskqueue_current_task", default=None)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class TaskInfo:
     """The task whose request this is, and its attempt.
 
@@ -50,7 +48,7 @@ class TaskInfo:
     @classmethod
     def from_headers(cls, headers: TaskHeaders, clock: Clock) -> Self:
         """Return the task of the request whose head has arrived now: its deadline runs from here."""
-        return cls(**headers._asdict(), clock=clock, ends_at=clock.monotonic() + headers.deadline_seconds)
+        return cls(*headers, clock, clock.monotonic() + headers.deadline_seconds)
 
     @property
     def eta(self) -> datetime.datetime:
@@ -74,12 +72,17 @@ def current_task() -> TaskInfo:
     return info
 
 
-@contextlib.contextmanager
-def running(info: TaskInfo | None) -> Iterator[None]:
-    """Make `info` the current task while the block runs; None: there is no current task in it."""
-    # Reset at the end: a server may handle the next request of a connection in the same context.
-    token = _current.set(info)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+class running:  # a block's word, as those of contextlib
+    """Makes `info` the current task while the block runs; None: there is no current task in it."""
+
+    __slots__ = ("_info", "_token")
+
+    def __init__(self, info: TaskInfo | None) -> None:
+        self._info = info
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._info)
+
+    def __exit__(self, *exc_info: object) -> None:
+        # A server may handle the next request of a connection in the same context.
+        _current.reset(self._token)
