@@ -13,7 +13,7 @@ import anyio
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig
 from aiotaskqueue._masking import show_frames, show_place
-from aiotaskqueue._outcome import Attempt, decide
+from aiotaskqueue._outcome import Attempt, decide, succeed
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.stores._base import Outcome
@@ -59,6 +59,11 @@ class Attempts:
         started_usec = self._clock.time_usec()
         delivery = self._route(record)
         result = await self._deliver(delivery, record, config)
+        pause_usec = self._target_pause_usec(delivery, result)
+        # What nearly all attempts end with takes the short way.
+        success = succeed(record, config, result, self._clock.time_usec())
+        if success is not None:
+            return success, result
         outcome = decide(
             Attempt(
                 record=record,
@@ -68,7 +73,7 @@ class Attempts:
                 ended_usec=self._clock.time_usec(),
                 random_value=self._rng.random(),
                 is_target_up=delivery.has_answered and not self.is_draining,
-                wait_usec=self._target_pause_usec(delivery, result),
+                wait_usec=pause_usec,
             )
         )
         return outcome, result

@@ -31,11 +31,19 @@ class Attempt:
     """How long to leave a target alone that is not up."""
 
 
+def succeed(record: TaskRecord, config: QueueConfig, result: Answer | NoAnswer, ended_usec: int) -> Delete | None:
+    """Return what becomes of a task whose attempt was a success; None: it was none."""
+    if isinstance(result, NoAnswer) or result.status not in config.success_statuses:
+        return None
+    return Delete(tombstone_until_usec(config, ended_usec) if record.is_named else None)
+
+
 def decide(attempt: Attempt) -> Outcome:
     """Return what becomes of the task."""
     record, result = attempt.record, attempt.result
-    if isinstance(result, Answer) and result.status in attempt.config.success_statuses:
-        return Delete(_tombstone_until(attempt))
+    success = succeed(record, attempt.config, result, attempt.ended_usec)
+    if success is not None:
+        return success
     if isinstance(result, NoAnswer):
         if result.reason is FailureReason.UNREACHABLE and not attempt.is_target_up:
             return Retry(eta_usec=attempt.ended_usec + attempt.wait_usec, is_attempt=False, is_conclusive=False)
@@ -62,10 +70,6 @@ def _fail(attempt: Attempt) -> Retry | Dead:
         asked = retry_after_usec(attempt.result.retry_after, attempt.ended_usec) or 0
         delay = max(delay, min(asked, max_backoff_usec(options)))
     return Retry(eta_usec=attempt.ended_usec + delay, is_execution=is_execution, log=log)
-
-
-def _tombstone_until(attempt: Attempt) -> int | None:
-    return tombstone_until_usec(attempt.config, attempt.ended_usec) if attempt.record.is_named else None
 
 
 def _reason(result: Answer | NoAnswer) -> str:

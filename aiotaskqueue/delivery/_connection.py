@@ -105,13 +105,14 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(request.data)
         return self._result
 
-    def expire(self, result: asyncio.Future[Result], late: NoAnswer) -> None:
-        """End the exchange of that future with `late`, unless its answer is here already.
+    def expire(self, result: asyncio.Future[Result], limit_seconds: float) -> None:
+        """End the exchange of that future, whose time is over, unless its answer is here already.
 
         An answer and the timer can become due in one turn of a busy event loop: so what is in the socket is read first, but
         not for long, since more may come in all the time (P7, P8).
         """
         # What is in a socket was sent in real time, whatever clock the service has.
+        late = NoAnswer(FailureReason.DEADLINE, f"No complete answer within {limit_seconds:g} seconds.")
         self._look_again(result, late, Cutoff.GRACE_TURNS, SystemClock().monotonic() + LOOKING_SECONDS)
 
     def _look_again(self, result: asyncio.Future[Result], late: NoAnswer, turns_left: int, until: float) -> None:

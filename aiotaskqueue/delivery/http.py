@@ -122,8 +122,7 @@ class HTTPDelivery(Delivery):
 
     async def _exchange(self, connection: Connection, request: Request, clock: Clock, limit_seconds: float) -> Answer | NoAnswer:
         result = connection.send(request)
-        late = NoAnswer(FailureReason.DEADLINE, f"No complete answer within {limit_seconds:g} seconds.")
-        timer = clock.call_at(clock.monotonic() + limit_seconds, functools.partial(connection.expire, result, late))
+        timer = clock.call_at(clock.monotonic() + limit_seconds, functools.partial(connection.expire, result, limit_seconds))
         try:
             return await result
         except BaseException:
