@@ -79,7 +79,7 @@ def _fetch(connection: sqlite3.Connection, statement: str, arguments: tuple[obje
     """Return the rows of a query, in which a text that is not UTF-8 is shown as well as it can be."""
     try:
         return connection.execute(statement, arguments).fetchall()
-    except sqlite3.OperationalError as exc:
+    except sqlite3.Error as exc:
         if not is_undecodable(exc):
             raise
     connection.text_factory = _decode_all
