@@ -100,6 +100,7 @@ async def fill(path: Path) -> None:
         connection.execute("COMMIT")
 
 
+@pytest.mark.row(100)
 @pytest.mark.anyio
 @pytest.mark.crash
 @pytest.mark.timeout(180)

@@ -16,6 +16,7 @@ import anyio
 import pytest
 from aiohttp import web
 from children import run_script
+from open_stores import NOW, QUEUE, add_leased, new_record, raw, running
 
 from aiotaskqueue import Queue, QueueConfig, Task, TaskQueueService, add
 from aiotaskqueue._record import TaskRecord
@@ -922,6 +923,24 @@ async def test_dispatch_false(path: Path) -> None:
         assert service.health().is_ok
         assert ["kept"] == [task.name for task in await service.get_filtered_tasks()]
 
+    assert [] == delivery.deliveries
+
+
+@pytest.mark.row(103)
+async def test_copy_of_a_production_file(tmp_path: Path) -> None:
+    """T23: the copy of a file with due and leased tasks opens; with ``dispatch=False`` it shows them, and none of them runs."""
+    path, delivery = tmp_path / "copy.db", RecordingDelivery()
+    async with running(tmp_path / "production.db") as store:
+        await add_leased(store, new_record("leased"))
+        await store.add([new_record("due")], [QUEUE], now_usec=NOW)
+        with raw(tmp_path / "production.db") as connection:
+            connection.execute("VACUUM INTO ?", (str(path),))
+        async with make(path, delivery, dispatch=False) as service:
+            await asyncio.sleep(0.1)
+            await service.run_until_idle()
+            names = sorted(task.name or "" for task in await service.get_filtered_tasks())
+
+    assert ["due", "leased"] == names
     assert [] == delivery.deliveries
 
 

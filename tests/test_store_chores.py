@@ -144,7 +144,8 @@ async def test_a_lease_of_the_last_moment_is_rescued(path: Path, monkeypatch: py
 
         def lease_and_die(database_path: str, process_id: int) -> bool:
             with raw(path) as connection:
-                connection.execute("UPDATE taskqueue_task SET state = 1, process_id = ?, lease_expires_usec = ?", (process_id, LEASE_END))
+                statement = "UPDATE taskqueue_task SET state = 1, attempts = 1, process_id = ?, lease_expires_usec = ?"
+                connection.execute(statement, (process_id, LEASE_END))
                 connection.execute("INSERT OR IGNORE INTO taskqueue_in_flight VALUES (1, ?, 1)", (process_id,))
             return True
 
@@ -525,6 +526,7 @@ async def test_what_has_expired_is_swept(store: SQLiteStore, path: Path) -> None
     assert ([[1]] * 4, [[0]] * 4) == (kept, left)
 
 
+@pytest.mark.row(100)
 async def test_sweeping_is_done_in_slices(store: SQLiteStore, path: Path) -> None:
     """A sweep removes no more of a kind than its limit; repeated, all that has expired goes, and nothing else."""
     with raw(path) as connection:

@@ -38,6 +38,7 @@ from aiotaskqueue.stores import (
     _sqlite_leasing,
     _sqlite_looking,
     _sqlite_managing,
+    _sqlite_quarantine,
     _sqlite_rows,
     _sqlite_settling,
     _sqlite_setup,
@@ -507,6 +508,13 @@ PLANS = [
     (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_name"),
     (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_ready"),
     (_sqlite_looking.SELECT_ATTEMPTS, "PRIMARY KEY"),
+    (_sqlite_quarantine.SELECT_OWN, "taskqueue_task_leased"),
+    (_sqlite_quarantine.SELECT_FORCED, "taskqueue_task_forced"),
+    (_sqlite_quarantine.SELECT_DUE.format(state=0), "taskqueue_task_ready"),
+    (_sqlite_quarantine.SELECT_DUE.format(state=3), "taskqueue_task_suspect"),
+    (_sqlite_quarantine.SELECT, "INTEGER PRIMARY KEY"),
+    (_sqlite_quarantine.TRY, "INTEGER PRIMARY KEY"),
+    (_sqlite_quarantine.BURY, "INTEGER PRIMARY KEY"),
 ]
 
 # Tables that grow with the backlog; the others have a row for each queue or process.
@@ -530,6 +538,7 @@ def plan_of(path: Path, statement: str) -> list[str]:
         return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", numbered)]
 
 
+@pytest.mark.row(100)
 @pytest.mark.parametrize(("statement", "index"), PLANS, ids=lambda value: " ".join(value.split()[:4]))
 async def test_a_statement_uses_the_index_it_claims(database: Path, statement: str, index: str) -> None:
     """A statement of the hot path finds its rows by the index that its comment names, and scans no table that grows."""

@@ -64,6 +64,7 @@ def run_in_child(*arguments: object) -> subprocess.CompletedProcess[str]:
 # --- a new file ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(84)
 async def test_a_new_file_is_its_owners_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that is not there is created with mode 0600, like all that lies beside it, and that is logged."""
     caplog.set_level("INFO", "aiotaskqueue")
@@ -77,6 +78,7 @@ async def test_a_new_file_is_its_owners_alone(path: Path, caplog: pytest.LogCapt
     assert [f"Created the database {path}."] == [record.message for record in caplog.records]
 
 
+@pytest.mark.row(85)
 async def test_a_file_that_is_there_keeps_its_mode(path: Path) -> None:
     """A file that was there is not made anew: its mode is its owner's business; an empty one is a new database."""
     path.touch(0o640)
@@ -168,6 +170,7 @@ async def test_pragmas_are_set_on_the_writing_connection(path: Path, durability:
     assert expected == found
 
 
+@pytest.mark.row(98)
 async def test_a_pragma_that_is_refused_stops_the_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where SQLite does not take a setting, as WAL on a network file system, opening fails and says which (S17)."""
     monkeypatch.setattr("aiotaskqueue.stores._sqlite_wal.SIZE_LIMIT_BYTES", -5)
@@ -184,6 +187,7 @@ async def test_the_reading_connection_cannot_write(path: Path) -> None:
             await reader.execute("DELETE FROM taskqueue_task")
 
 
+@pytest.mark.row(98)
 async def test_a_file_in_another_journal_mode_is_set_back(path: Path) -> None:
     """A file that another tool has taken out of WAL mode is set back to it."""
     await open_and_close(path)
@@ -197,6 +201,7 @@ async def test_a_file_in_another_journal_mode_is_set_back(path: Path) -> None:
 # --- what may be in the file ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.row(87)
 async def test_the_applications_own_file_is_shared(path: Path) -> None:
     """In an application's database our tables lie beside its own; its rows, version and id are not touched."""
     with raw(path) as connection:
@@ -212,6 +217,7 @@ async def test_the_applications_own_file_is_shared(path: Path) -> None:
     assert [7, 99] == query(path, "PRAGMA user_version") + query(path, "PRAGMA application_id")
 
 
+@pytest.mark.row(86)
 async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
     """A file with other content is refused and not changed by a byte."""
     content = b"Dear diary, " * 500
@@ -223,6 +229,7 @@ async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
     assert [path] == list(path.parent.iterdir())
 
 
+@pytest.mark.row(92)
 async def test_a_truncated_file_is_left_alone(path: Path) -> None:
     """A database that was cut off is refused."""
     await open_and_close(path)
@@ -231,6 +238,7 @@ async def test_a_truncated_file_is_left_alone(path: Path) -> None:
         await open_and_close(path)
 
 
+@pytest.mark.row(87)
 @pytest.mark.parametrize(
     "script",
     [
@@ -251,6 +259,7 @@ async def test_tables_with_our_prefix_that_are_not_ours_are_refused(path: Path, 
     assert before == query(path, "SELECT name FROM sqlite_master")
 
 
+@pytest.mark.row(88)
 @pytest.mark.promise("P22")
 async def test_a_newer_schema_is_refused(path: Path) -> None:
     """A file that a newer version of the package has written is refused."""
@@ -261,6 +270,7 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
         await open_and_close(path)
 
 
+@pytest.mark.row(91)
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -300,6 +310,7 @@ async def test_the_schema_is_made_once(path: Path) -> None:
     assert [(version, NOW) for version in VERSIONS] == query(path, "SELECT version, applied_usec FROM taskqueue_schema")
 
 
+@pytest.mark.row(89)
 async def test_only_what_is_missing_is_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of an older version gets the later scripts, in order, and keeps its tasks."""
     async with running(path) as store:
@@ -326,6 +337,7 @@ async def test_a_failing_migration_leaves_nothing(path: Path, monkeypatch: pytes
     assert [] == query(path, "SELECT name FROM sqlite_master")
 
 
+@pytest.mark.row(90)
 @pytest.mark.promise("P22")
 @pytest.mark.slow
 @pytest.mark.parametrize("statements", [1, 8, 17])
@@ -360,6 +372,7 @@ def public_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.row(95)
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_there", "mode"), [(True, 0o444), (False, 0o555)])
 def test_what_cannot_be_written_is_named(public_folder: Path, is_there: bool, mode: int) -> None:

@@ -48,6 +48,11 @@ def is_own_fault(exc: BaseException | None) -> bool:
     return isinstance(exc, _OWN_FAULTS) or _primary_code(exc) in (0, sqlite3.SQLITE_ERROR)
 
 
+def is_undecodable(exc: sqlite3.Error) -> bool:
+    """Whether a text in the file is not UTF-8; what is said of it quotes the text."""
+    return str(exc).startswith("Could not decode")
+
+
 def translate(exc: sqlite3.Error, path: str, *, is_commit: bool = False) -> StoreError:
     """Return the typed error for what SQLite said; an I/O error at a COMMIT leaves open whether it happened (P16)."""
     code, extended = _primary_code(exc), getattr(exc, "sqlite_errorcode", 0)
@@ -67,6 +72,8 @@ def translate(exc: sqlite3.Error, path: str, *, is_commit: bool = False) -> Stor
         return DiskFailedError(f"The disk of the database {path!r} failed at a commit ({exc}); whether the change was stored is unknown.")
     if code == sqlite3.SQLITE_IOERR:
         return StoreError(f"The disk of the database {path!r} failed ({exc}); nothing was stored.")
+    if is_undecodable(exc):
+        return StoreError(f"A text in the database {path!r} is not UTF-8.")
     return StoreError(f"The database {path!r} refused: {exc}.")
 
 

@@ -9,7 +9,8 @@ from operator import itemgetter
 
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue.stores._base import StoredStatistics, TaskFilter
-from aiotaskqueue.stores._sqlite_rows import COLUMNS, attempt_of_row, record_of_row
+from aiotaskqueue.stores._sqlite_errors import is_undecodable
+from aiotaskqueue.stores._sqlite_rows import COLUMNS, Row, attempt_of_row, show_row
 
 # All of taskqueue_task_leased, which is as long as tasks are in flight. The second one: ids between commas.
 SELECT_LEASES = """
@@ -53,8 +54,8 @@ def select_orphans(connection: sqlite3.Connection, own_id: int, dead_ids: Sequen
 
 def get_task(connection: sqlite3.Connection, queue_name: str, name: str) -> TaskRecord | None:
     """Return one task, or None."""
-    row = connection.execute(SELECT_TASK, (queue_name, name)).fetchone()
-    return None if row is None else record_of_row(connection, row, queue_name)
+    rows = _fetch(connection, SELECT_TASK, (queue_name, name))
+    return show_row(connection, rows[0], queue_name) if rows else None
 
 
 def list_tasks(
@@ -69,9 +70,27 @@ def list_tasks(
     arguments = (queue_name, *after, such.name_prefix, such.url, such.tag, limit)
     # One moment for all states, or a task that is leased meanwhile would be listed twice.
     with _snapshot(connection):
-        rows = [row for state in states for row in connection.execute(SELECT_TASKS.format(state=int(state)), arguments)]
+        rows = [row for state in states for row in _fetch(connection, SELECT_TASKS.format(state=int(state)), arguments)]
         rows.sort(key=itemgetter(5, 2))
-        return [record_of_row(connection, row, queue_name) for row in rows[:limit]]
+        return [show_row(connection, row, queue_name) for row in rows[:limit]]
+
+
+def _fetch(connection: sqlite3.Connection, statement: str, arguments: tuple[object, ...]) -> list[Row]:
+    """Return the rows of a query, in which a text that is not UTF-8 is shown as well as it can be."""
+    try:
+        return connection.execute(statement, arguments).fetchall()
+    except sqlite3.Error as exc:
+        if not is_undecodable(exc):
+            raise
+    connection.text_factory = _decode_all
+    try:
+        return connection.execute(statement, arguments).fetchall()
+    finally:
+        connection.text_factory = str
+
+
+def _decode_all(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 @contextlib.contextmanager
@@ -86,7 +105,7 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 
 def list_attempts(connection: sqlite3.Connection, task_id: int) -> list[AttemptRecord]:
     """Return a task's log, oldest first."""
-    return [attempt_of_row(row) for row in connection.execute(SELECT_ATTEMPTS, (task_id,))]
+    return [attempt_of_row(row) for row in _fetch(connection, SELECT_ATTEMPTS, (task_id,))]
 
 
 def fetch_statistics(connection: sqlite3.Connection, queue_names: Sequence[str], now_usec: int) -> list[StoredStatistics]:

@@ -18,6 +18,7 @@ from aiotaskqueue.stores._sqlite_rows import (
     SELECT_NAME,
     content_of,
     is_large,
+    state_of,
 )
 
 # taskqueue_task_name.
@@ -119,7 +120,7 @@ def force(connection: sqlite3.Connection, requests: Sequence[tuple[int, str]]) -
     for request in requests:
         row = connection.execute(SELECT_NAME, request).fetchone()
         connection.execute(FORCE, request)
-        found.append(None if row is None else TaskState(row[0]))
+        found.append(None if row is None else state_of(row[0]))
     return found
 
 
@@ -131,7 +132,7 @@ def revive(connection: sqlite3.Connection, requests: Sequence[ReviveRequest]) ->
 def _revive(connection: sqlite3.Connection, request: ReviveRequest) -> list[str]:
     keys = [(request.queue_id, name) for name in request.names]
     states = [connection.execute(SELECT_NAME, key).fetchone() for key in keys]
-    refused = [name for name, state in zip(request.names, states, strict=True) if state != (TaskState.DEAD,)]
+    refused = [name for name, row in zip(request.names, states, strict=True) if row is None or state_of(row[0]) is not TaskState.DEAD]
     if refused:
         return refused
     connection.executemany(REVIVE, [(request.now_usec, *key) for key in keys])

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 
 from aiotaskqueue._record import AttemptRecord, TaskRecord, TaskState
 from aiotaskqueue._task import TaskRetryOptions
-
-if TYPE_CHECKING:
-    import sqlite3
+from aiotaskqueue._task_arguments import METHODS
+from aiotaskqueue.errors import StoreError
 
 # A lease rewrites its row: a larger payload lives in taskqueue_body (3x at 100 KB, measured).
 INLINE_BYTES = 2048
 
 Row = Sequence[Any]
+
+_METHODS = {method: method for method in METHODS}
+_STATES = {int(state): state for state in TaskState}
 
 _NEW_COLUMNS = (
     "id, queue_id, name, uuid, state, eta_usec, created_usec, is_named, method, url, headers, payload, has_body, tag, target, "
@@ -49,6 +52,10 @@ INSERT_TOMBSTONE = "INSERT OR REPLACE INTO taskqueue_tombstone (queue_id, name, 
 SELECT_BODY = "SELECT payload FROM taskqueue_body WHERE task_id = ?"
 INSERT_BODY = "INSERT INTO taskqueue_body (task_id, payload) VALUES (?, ?)"
 DELETE_BODY = "DELETE FROM taskqueue_body WHERE task_id = ?"
+
+
+class UnreadableRowError(StoreError):
+    """A row that no version of ours would write; the message says what is wrong, and shows nothing of it."""
 
 
 @attrs.define
@@ -102,38 +109,92 @@ def content_of(record: TaskRecord) -> Row:
 
 
 def record_of_row(connection: sqlite3.Connection, row: Row, queue_name: str) -> TaskRecord:
-    """Build the record of one row of COLUMNS; fetches a large body."""
-    payload = connection.execute(SELECT_BODY, (row[0],)).fetchone()[0] if row[12] else row[11]
-    return TaskRecord(
-        uuid=row[3],
-        queue_name=queue_name,
-        name=row[2],
-        is_named=bool(row[7]),
-        method=row[8],
-        url=row[9],
-        headers=_decode_headers(row[10]) if row[10] else (),
-        payload=payload,
-        tag=row[13],
-        target=row[14],
-        retry_options=_decode_options(row[15]) if row[15] else None,
-        dispatch_deadline_seconds=None if row[16] is None else row[16] / 1_000_000,
-        eta_usec=row[5],
-        created_usec=row[6],
-        id=row[0],
-        state=TaskState(row[4]),
-        attempts=row[17],
-        executions=row[18],
-        lease_token=row[19],
-        lease_expires_usec=row[20],
-        first_attempt_usec=row[21],
-        previous_status=row[22],
-        retry_reason=row[23],
-        was_stale=bool(row[24]),
-        is_suspect=bool(row[25]),
-        crashes=row[26],
-        dead_usec=row[27],
-        dead_reason=row[28],
-    )
+    """Build the record of one row of COLUMNS; fetches a large body.
+
+    Raises:
+        UnreadableRowError: It makes no task that could be delivered.
+    """
+    try:
+        payload = connection.execute(SELECT_BODY, (row[0],)).fetchone()[0] if row[12] else row[11]
+        return TaskRecord(
+            uuid=row[3],
+            queue_name=queue_name,
+            name=row[2],
+            is_named=bool(row[7]),
+            method=_METHODS[row[8]],
+            url=row[9],
+            headers=_decode_headers(row[10]) if row[10] else (),
+            payload=payload,
+            tag=row[13],
+            target=row[14],
+            retry_options=_decode_options(row[15]) if row[15] else None,
+            dispatch_deadline_seconds=None if row[16] is None else row[16] / 1_000_000,
+            eta_usec=row[5],
+            created_usec=row[6],
+            id=row[0],
+            state=_STATES[row[4]],
+            attempts=_check_attempts(row) if row[17] < 1 else row[17],
+            executions=row[18],
+            lease_token=row[19],
+            lease_expires_usec=row[20],
+            first_attempt_usec=row[21],
+            previous_status=row[22],
+            retry_reason=row[23],
+            was_stale=bool(row[24]),
+            is_suspect=bool(row[25]),
+            crashes=row[26],
+            dead_usec=row[27],
+            dead_reason=row[28],
+        )
+    except sqlite3.Error:
+        raise
+    except Exception:
+        # Raised below, so that what a parser has said does not hang on it: that may quote the row.
+        detail = _explain(connection, row)
+    raise UnreadableRowError(detail)
+
+
+def show_row(connection: sqlite3.Connection, row: Row, queue_name: str) -> TaskRecord:
+    """Build a record to be looked at: of a row that cannot be read, what can be."""
+    try:
+        return record_of_row(connection, row, queue_name)
+    except UnreadableRowError:
+        mended = [*row]
+        mended[4], mended[8], mended[10], mended[12], mended[15] = state_of(row[4]), "POST", None, 0, None
+        mended[17] = max(row[17], _least_attempts(row))
+        return attrs.evolve(record_of_row(connection, mended, queue_name), method=row[8])
+
+
+def state_of(number: int) -> TaskState:
+    """Return the state of that number; a task of one that we do not know is as good as dead."""
+    return _STATES.get(number, TaskState.DEAD)
+
+
+def _explain(connection: sqlite3.Connection, row: Row) -> str:
+    parts: dict[str, Callable[[], object]] = {
+        "its payload is missing": lambda: row[12] and connection.execute(SELECT_BODY, (row[0],)).fetchone()[0],
+        "its method is unknown": lambda: _METHODS[row[8]],
+        "its headers are no JSON list of pairs of text": lambda: row[10] and _decode_headers(row[10]),
+        "its retry options are not valid": lambda: row[15] and _decode_options(row[15]),
+        "its state is unknown": lambda: TaskState(row[4]),
+    }
+    for words, read in parts.items():
+        try:
+            read()
+        except Exception:
+            return words
+    return "its number of attempts is too small"
+
+
+def _check_attempts(row: Row) -> int:
+    attempts: int = row[17]
+    if attempts < _least_attempts(row):
+        raise ValueError(attempts)
+    return attempts
+
+
+def _least_attempts(row: Row) -> int:
+    return 1 if row[4] == TaskState.LEASED else 0
 
 
 def attempt_of_row(row: Row) -> AttemptRecord:
@@ -150,7 +211,10 @@ def _encode_headers(headers: tuple[tuple[str, str], ...]) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _decode_headers(text: str) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value) for name, value in json.loads(text))
+    headers = tuple((name, value) for name, value in json.loads(text))
+    if not all(isinstance(part, str) for pair in headers for part in pair):
+        raise TypeError("headers")
+    return headers
 
 
 @functools.lru_cache(maxsize=256)

@@ -57,6 +57,8 @@ from aiotaskqueue.stores._sqlite_file import DatabaseFile
 from aiotaskqueue.stores._sqlite_locks import remove_lock
 from aiotaskqueue.stores._sqlite_looking import fetch_statistics, get_task, list_attempts, list_tasks, select_orphans
 from aiotaskqueue.stores._sqlite_managing import DeleteRequest, PurgeRequest, ReviveRequest, delete, force, purge, revive, set_paused
+from aiotaskqueue.stores._sqlite_quarantine import QuarantineRequest, quarantine
+from aiotaskqueue.stores._sqlite_rows import UnreadableRowError
 from aiotaskqueue.stores._sqlite_schema import check_version, fetch_version, migrate
 from aiotaskqueue.stores._sqlite_setup import Neighbours, OwnProcess, announce_drain, fetch_secrets, probe
 from aiotaskqueue.stores._sqlite_trouble import Trouble
@@ -198,11 +200,13 @@ class SQLiteStore(Store):
 
     async def exchange(self, settlements: Sequence[Settlement], request: LeaseRequest | None, *, now_usec: int) -> Exchange:
         arguments = ExchangeRequest(settlements, request, now_usec)
-        exchange: Exchange = await self._write(self._verbs.exchange, arguments, rows=len(settlements) + 1)
+        suspicion = QuarantineRequest(self._verbs.ids, () if request is None else request.queues, now_usec)
+        exchange: Exchange = await self._write_readable(self._verbs.exchange, arguments, suspicion, rows=len(settlements) + 1)
         return exchange
 
     async def list_own_leases(self) -> Sequence[TaskRecord]:
-        leases: Sequence[TaskRecord] = await self._write(self._verbs.list_own_leases, None)
+        suspicion = QuarantineRequest(self._verbs.ids, (), self._clock.time_usec())
+        leases: Sequence[TaskRecord] = await self._write_readable(self._verbs.list_own_leases, None, suspicion)
         return leases
 
     async def rescue(self, configs: Sequence[QueueConfig], *, now_usec: int) -> Sequence[TaskRecord]:
@@ -216,7 +220,8 @@ class SQLiteStore(Store):
         orphans = await self._read(select_orphans, self._verbs.ids.process, dead, now_usec)
         for process_id, task_ids in orphans.items():
             request = RescueRequest(process_id, task_ids, by_name, now_usec, is_dead=process_id in dead)
-            rescued += await self._write(rescue, request, rows=len(task_ids))
+            suspicion = QuarantineRequest(self._verbs.ids, configs, now_usec, task_ids)
+            rescued += await self._write_readable(rescue, request, suspicion, rows=len(task_ids))
             if request.is_dead:
                 remove_lock(self._file.real_path, process_id)
         return rescued
@@ -338,6 +343,20 @@ class SQLiteStore(Store):
         patience_seconds = self._patience_seconds if is_urgent else min(self._patience_seconds, SWEEP_PATIENCE_SECONDS)
         return await self._group.submit(verb, request, rows=rows, patience_seconds=patience_seconds, on_end=on_end)
 
+    async def _write_readable(self, verb: Verb, request: Any, suspicion: QuarantineRequest, *, rows: int = 1) -> Any:
+        """Write what reads tasks as well: those that cannot be read are set aside, and it is done again without them (row 99)."""
+        while True:
+            try:
+                return await self._write(verb, request, rows=rows)
+            except StoreError as exc:
+                if not isinstance(exc, UnreadableRowError) and not is_own_fault(exc.__cause__):
+                    raise
+                set_aside = await self._write(quarantine, suspicion, rows=MAX_ROWS)
+                if not set_aside:
+                    raise
+            for queue_name, name, detail in set_aside:
+                logger.error("Task %r of queue %r cannot be read and is kept as a dead task: %s.", name, queue_name, detail)
+
     async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
         connection = self._open_connection if self._reader is None else self._reader
         if self._is_closed:
@@ -365,6 +384,9 @@ class SQLiteStore(Store):
             if is_locked(exc):
                 raise LockedError(str(exc)) from exc
             raise self._note(exc, is_commit=transaction is not None and transaction.is_committing) from exc
+        except UnreadableRowError:
+            # That of one task.
+            raise
         except StoreError as exc:
             self._trouble.note(exc)
             raise
