@@ -506,6 +506,7 @@ PLANS = [
     (_sqlite_setup.SELECT_HAS_TASKS, "taskqueue_task_name"),
     (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_name"),
     (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_ready"),
+    (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_suspect"),
     (_sqlite_looking.SELECT_ATTEMPTS, "PRIMARY KEY"),
 ]
 
