@@ -86,6 +86,24 @@ async def test_the_tasks_of_a_dead_process_are_taken_back(path: Path) -> None:
     assert [path] == list(path.parent.iterdir())
 
 
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_what_is_known_of_an_earlier_attempt_is_forgotten_at_a_crash(path: Path, is_draining: bool) -> None:
+    """The last attempt of a task that is taken back had no status and was not stale, whatever was true of the one before."""
+    async with running(path) as store:
+        await settle(store, await add_leased(store, new_record("a")), Retry(eta_usec=NOW, log=(failed := log_of(new_record()))))
+        [second] = (await lease(store)).leased
+        await settle(store, second, Retry(eta_usec=NOW, is_attempt=False, is_stale=True))
+        [third] = (await lease(store)).leased
+        if is_draining:
+            await store.announce_drain()
+    async with running(path) as store:
+        await store.rescue([QUEUE], now_usec=NOW)
+        found = await fetch(store, "a")
+
+    assert (failed.status, True) == (third.previous_status, third.was_stale)
+    assert (None, False) == (found.previous_status, found.was_stale)
+
+
 async def test_a_rescue_is_done_once(path: Path) -> None:
     """Of two stores that rescue at the same time one gets the tasks."""
     await crash(path, "a", "b")
@@ -610,6 +628,18 @@ async def test_statistics_count_what_lives(store: SQLiteStore) -> None:
     assert [StoredStatistics(3, NOW - 5, 1, executed_last_minute=2), StoredStatistics(0, None, 0)] == await store.fetch_statistics(
         ["default", "nowhere"], now_usec=NOW
     )
+
+
+async def test_suspects_wait_like_others(path: Path) -> None:
+    """The oldest ETA is also that of a task that waits for being retried alone, if it is due."""
+    async with running(path) as store:
+        await add(store, new_record("suspect", eta_usec=NOW - 5), places=1)
+    async with running(path) as store:
+        await store.rescue([QUEUE], now_usec=NOW)
+        await add(store, new_record("later", eta_usec=NOW - 3))
+        early, late = [(await store.fetch_statistics(["default"], now_usec=now))[0].oldest_eta_usec for now in (NOW - 6, NOW)]
+
+    assert (None, NOW - 5) == (early, late)
 
 
 async def test_a_task_without_failed_attempts_has_no_log(store: SQLiteStore) -> None:

@@ -507,6 +507,7 @@ PLANS = [
     (_sqlite_setup.SELECT_HAS_TASKS, "taskqueue_task_name"),
     (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_name"),
     (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_ready"),
+    (_sqlite_looking.SELECT_STATISTICS, "taskqueue_task_suspect"),
     (_sqlite_looking.SELECT_ATTEMPTS, "PRIMARY KEY"),
     (_sqlite_quarantine.SELECT_OWN, "taskqueue_task_leased"),
     (_sqlite_quarantine.SELECT_FORCED, "taskqueue_task_forced"),

@@ -24,8 +24,8 @@ SELECT_LEASED = f"""
 """
 SUSPECT_LEASED = """
     UPDATE taskqueue_task SET
-        state = ?, crashes = ?, retry_reason = ?, process_id = NULL, lease_expires_usec = NULL, is_suspect = 0,
-        dead_usec = ?, dead_reason = ?, keep_until_usec = ?
+        state = ?, crashes = ?, retry_reason = ?, previous_status = NULL, was_stale = 0, is_suspect = 0,
+        process_id = NULL, lease_expires_usec = NULL, dead_usec = ?, dead_reason = ?, keep_until_usec = ?
     WHERE id = ?
 """
 

@@ -32,11 +32,14 @@ SELECT_TASKS = f"""
         AND (?4 IS NULL OR substr(name, 1, length(?4)) = ?4) AND (?5 IS NULL OR url = ?5) AND (?6 IS NULL OR tag = ?6)
     ORDER BY eta_usec, name LIMIT ?7
 """
-# A range of taskqueue_task_name; taskqueue_task_ready; the primary keys of taskqueue_in_flight and taskqueue_started.
+# A range of taskqueue_task_name; taskqueue_task_ready and _suspect; the primary keys of taskqueue_in_flight and _started.
 SELECT_STATISTICS = """
     SELECT
         (SELECT count(*) FROM taskqueue_task WHERE queue_id = q.id AND state <> 2),
-        (SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?1),
+        (SELECT min(eta_usec) FROM (
+            SELECT min(eta_usec) AS eta_usec FROM taskqueue_task WHERE queue_id = q.id AND state = 0 AND eta_usec <= ?1
+            UNION ALL SELECT min(eta_usec) FROM taskqueue_task WHERE queue_id = q.id AND state = 3 AND eta_usec <= ?1
+        )),
         (SELECT total(tasks) FROM taskqueue_in_flight WHERE queue_id = q.id),
         is_paused,
         (SELECT total(tasks) FROM taskqueue_started WHERE queue_id = q.id AND second > ?1 / 1000000 - 60 AND second <= ?1 / 1000000)
