@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from aiotaskqueue._clock import Clock
 from aiotaskqueue._config import QueueConfig, check_queue_name
@@ -64,13 +63,17 @@ class Adding:
     async def add(self, queue_name: str, tasks: Sequence[Task], transactional: bool) -> None:
         """Add tasks to the queue of that name; see `Queue.add`."""
         check_tasks(tasks)
-        with claimed(tasks, queue_name):
+        _claim(tasks, queue_name)
+        try:
             config = find_queue(self._queues, queue_name)
             if transactional:
                 raise BadTransactionStateError("There is no transaction; add with transactional=False.")
             with self._clock.activity():
                 records = make_records(tasks, config, targets=self._target_names, names=self._names, now_usec=self._clock.time_usec())
                 verdicts = await self._store_new(records, config)
+        except BaseException:
+            _release(tasks)
+            raise
         mark(tasks, records, verdicts)
         if self._is_eager and config.mode == "push":
             await self._await_attempts([record for record, verdict in zip(records, verdicts, strict=True) if was_stored(verdict)])
@@ -115,6 +118,8 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     for index, task in enumerate(tasks):
         if not isinstance(task, Task):
             raise TypeError(f"Only Tasks can be added; number {index} of the list is of type {type(task).__name__}.")
+    if len(tasks) == 1:
+        return
     if len({task.method == "PULL" for task in tasks}) > 1:
         raise InvalidTaskError("Push and pull tasks are mixed in one add; add them to their queues separately.")
     if len(tasks) > MAX_TASKS_PER_ADD:
@@ -122,24 +127,18 @@ def check_tasks(tasks: Sequence[Task]) -> None:
     _check_names(tasks)
 
 
-@contextlib.contextmanager
-def claimed(tasks: Sequence[Task], queue_name: str) -> Iterator[None]:
-    """Count the tasks as added while the block stores them, so that nobody else can; if it fails they can be added again.
+def _claim(tasks: Sequence[Task], queue_name: str) -> None:
+    """Count the tasks as added, so that nobody else can add them; until they are stored, `_release` takes that back.
 
     Raises:
-        BadTaskStateError: One was added before, is just being added, or is given twice.
+        BadTaskStateError: One was added before, is just being added, or is given twice; then none is claimed.
     """
-    mine: list[Task] = []
-    try:
-        for task in tasks:
-            if task.was_enqueued:
-                raise BadTaskStateError(f"Task {shorten(task.name)} was added before, to queue {task.queue_name!r:.102}; make a new Task.")
-            task._queue_name = queue_name
-            mine.append(task)
-        yield
-    except BaseException:
-        _release(mine)
-        raise
+    for index, task in enumerate(tasks):
+        if task.was_enqueued:
+            message = f"Task {shorten(task.name)} was added before, to queue {task.queue_name!r:.102}; make a new Task."
+            _release(tasks[:index])
+            raise BadTaskStateError(message)
+        task._queue_name = queue_name
 
 
 def find_queue(queues: Mapping[str, QueueConfig], name: str) -> QueueConfig:
@@ -149,9 +148,10 @@ def find_queue(queues: Mapping[str, QueueConfig], name: str) -> QueueConfig:
         InvalidQueueNameError: No queue can be called so.
         UnknownQueueError: There is none; the message names the nearest ones.
     """
-    config = queues.get(check_queue_name(name))
+    config = queues.get(name) if isinstance(name, str) else None
     if config is not None:
         return config
+    check_queue_name(name)
     near = difflib.get_close_matches(name, queues, n=3) or sorted(queues)[:10]
     raise UnknownQueueError(f"Queue {name!r} is not configured; did you mean {' or '.join(map(repr, near))}?")
 

@@ -32,7 +32,8 @@ _NEW_COLUMNS = (
 )
 
 # Served by the primary key, and checked by the unique index on (queue_id, name).
-INSERT_TASK = f"INSERT INTO taskqueue_task ({_NEW_COLUMNS}) VALUES ({', '.join('?' * 22)})"
+ROW_OF_TASK = f"({', '.join('?' * 22)})"
+INSERT_TASK = f"INSERT INTO taskqueue_task ({_NEW_COLUMNS}) VALUES {ROW_OF_TASK}"
 
 COLUMNS = (
     "id, queue_id, name, uuid, state, eta_usec, created_usec, is_named, method, url, headers, payload, has_body, tag, target, "

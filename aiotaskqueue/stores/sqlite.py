@@ -13,6 +13,7 @@ Traps and why this shape avoids them: RELIABILITY 3.1.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -336,12 +337,12 @@ class SQLiteStore(Store):
                     raise locked_for(self._patience_seconds) from exc
             await self._clock.wait(Wakeup(), self._clock.time_usec() + 20_000)
 
-    async def _write(
+    def _write(
         self, verb: Verb, request: Any, *, rows: int = 1, is_urgent: bool = True, on_end: Callable[[Any], None] | None = None
-    ) -> Any:
+    ) -> asyncio.Future[Any]:
         self._check_process()
         patience_seconds = self._patience_seconds if is_urgent else min(self._patience_seconds, SWEEP_PATIENCE_SECONDS)
-        return await self._group.submit(verb, request, rows=rows, patience_seconds=patience_seconds, on_end=on_end)
+        return self._group.submit(verb, request, rows=rows, patience_seconds=patience_seconds, on_end=on_end)
 
     async def _write_readable(self, verb: Verb, request: Any, suspicion: QuarantineRequest, *, rows: int = 1) -> Any:
         """Write what reads tasks as well: those that cannot be read are set aside, and it is done again without them (row 99)."""
