@@ -119,7 +119,7 @@ class History:
     kills: int = 0
     acked: int = 0
     in_flight: int = 0
-    """At kills, summed up."""
+    """At kills, and cut by a drain before one, summed up."""
     repeats: int = 0
     """Attempts of tasks whose last one was in flight at a kill."""
     gone: set[str] = attrs.Factory(set)
@@ -127,6 +127,8 @@ class History:
     _size: int = 0
     _purging: list[Tale] = attrs.Factory(list)
     _is_purging: bool = False
+    _is_draining: bool = False
+    """What is in flight in a process may be cut, and given back to be delivered again."""
     _is_paused: bool | None = None
     """What whoever paused or resumed last was told."""
     _stays_paused: bool = False
@@ -154,8 +156,12 @@ class History:
             if row.state == LEASED and row.pid not in alive:
                 self._tales[row.name].may_repeat = True
                 self._require(row.pid in killed or not begun & set(killed), "Forgotten by the rescue", row.name)
+            elif self._is_draining and self._tales[row.name].is_open:
+                self._tales[row.name].may_repeat = True
+                self.in_flight += 1
         self._require(self._is_paused in (None, database.held_is_paused), "Paused or not", "held")
         self._stays_paused = self._is_paused is True
+        self._is_draining = False
 
     def _require(self, claim: bool, promise: str, name: str) -> None:
         if not claim:
@@ -205,6 +211,8 @@ class History:
                 self._is_paused = None
             case ["resuming"]:
                 self._is_paused, self._stays_paused = None, False
+            case ["draining"]:
+                self._is_draining = True
             case ["paused" | "resumed" as how]:
                 self._is_paused = how == "paused"
 

@@ -63,6 +63,7 @@ class Trap:
     async def drain(self, service: TaskQueueService) -> None:
         """Give up at once what is in flight, and be killed on the way, or at its end."""
         self.is_draining = True
+        os.write(sys.stdout.fileno(), b"draining\n")
         await service.drain(timeout_seconds=0.0)
         self.spring()
 
