@@ -13,6 +13,7 @@ MESSAGE` when the service does not start, `drained AT`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from aiotaskqueue import TaskQueueService
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.delivery._base import Answer, Delivery
 from aiotaskqueue.errors import StoreError
+from aiotaskqueue.stores import _sqlite_schema
 from aiotaskqueue.stores.sqlite import SQLiteStore
 
 SAMPLE_SECONDS = 0.005
@@ -96,6 +98,9 @@ class Load:
         self._journal.note("drained", time.monotonic())
         for task in watching:
             task.cancel()
+        await asyncio.wait(watching)
+        # A turn for the transport of stdin, which closes itself.
+        await asyncio.sleep(0)
 
     async def _wait_until_idle(self) -> None:
         is_idle = False
@@ -134,10 +139,11 @@ class Load:
 
     async def _obey(self) -> None:
         reader = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while line := await reader.readline():
-            await self._do(*line.decode().split())
-        self._is_over.set()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        with contextlib.closing(transport):
+            while line := await reader.readline():
+                await self._do(*line.decode().split())
+            self._is_over.set()
 
     async def _do(self, verb: str, number: str = "0") -> None:
         if verb == "limit":
@@ -156,8 +162,10 @@ async def main(path: str, order: dict[str, Any]) -> None:
     journal = Journal()
     logging.getLogger("aiotaskqueue").addHandler(Log(journal))
     if order["uid"]:
-        # What is imported late must be there before: that user may not read it.
+        # What is imported and read late must be there before: that user may not read it.
         anyio.get_cancelled_exc_class()
+        scripts = _sqlite_schema._scripts()
+        _sqlite_schema._scripts = lambda: scripts
         os.setuid(order["uid"])
     store = SQLiteStore(path, durability=order["durability"], patience_seconds=order["patience_seconds"])
     try:

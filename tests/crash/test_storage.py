@@ -167,8 +167,8 @@ def test_a_lock_that_is_held_for_minutes(tmp_path: Path) -> None:
     report(
         "S-3",
         load,
-        lag_p99_ms=round(lag * 1000, 1),
-        calm_lag_p99_ms=round(calm_lag * 1000, 1),
+        lag_p99=f"{lag * 1000:.1f} ms",
+        calm_lag_p99=f"{calm_lag * 1000:.1f} ms",
         shortest_wait=min(waits),
         longest_wait=max(waits),
         accepted_again_after=load.first_ack_after(free),
