@@ -275,6 +275,9 @@ def test_a_file_that_goes_away(tmp_path: Path, event: Callable[[Path, Path], Non
         time.sleep(CALM_SECONDS)
         reasons = load.health[-1][1]
         end(load)
+    with loaded(path) as again:
+        time.sleep(0.5)
+        end(again)
     doubtful = [refusal for refusal in load.refusals if "OutcomeUnknownError" in refusal.classes]
     late = [load.acks[name][1] - done_at for name in load.acks_between(done_at, float("inf"))]
     report(
@@ -291,6 +294,8 @@ def test_a_file_that_goes_away(tmp_path: Path, event: Callable[[Path, Path], Non
     assert any("deleted or replaced" in reason for reason in reasons)
     assert [] == [seconds for seconds in late if seconds > CHECK_SECONDS]
     assert len(doubtful) <= 4
+    # What is there now is sound, and used by the next start.
+    check_nothing_lost(again, path)
     # The file that went away has all that was accepted before, so nothing is lost but by whoever took it away.
     check_nothing_lost(load, kept)
 
@@ -405,7 +410,7 @@ def test_a_mount_that_is_read_only_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(os.geteuid() != 0, reason="Only root can start a process as another user.")
 def test_a_file_of_mode_0444(tmp_path: Path) -> None:
-    """S-7: a file that its user may not write is refused at the start with mode and owner; with its mode restored it is used."""
+    """S-7: a file that its user may not write is refused at the start with mode and owner; who has it open already goes on."""
     folder = Path("/tmp") / f"storage-{os.getpid()}"
     folder.mkdir(0o700)
     path = folder / "tasks.db"
@@ -419,6 +424,9 @@ def test_a_file_of_mode_0444(tmp_path: Path) -> None:
         path.chmod(0o600)
         with loaded(path, uid=NOBODY) as load:
             time.sleep(0.5)
+            for file in folder.glob("tasks.db*"):
+                file.chmod(0o444)
+            time.sleep(0.5)
             end(load)
     finally:
         shutil.rmtree(folder)
@@ -428,3 +436,4 @@ def test_a_file_of_mode_0444(tmp_path: Path) -> None:
     assert "StoreReadOnlyError" == refused.refused[0][0]
     assert "mode 0444" in refused.refused[1]
     assert load.acks
+    assert [] == load.refusals
