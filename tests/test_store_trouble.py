@@ -462,6 +462,40 @@ async def test_a_missing_file_is_noticed_and_missed_no_more_when_it_is_back(path
     assert ["later"] == query(path, "SELECT name FROM taskqueue_task")
 
 
+@pytest.mark.row(94)
+@pytest.mark.promise("P17")
+@pytest.mark.parametrize("is_link", [False, True])
+async def test_a_backup_that_took_the_files_place_is_not_damaged(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_link: bool
+) -> None:
+    """The log of a file that was replaced is moved away at the end, or the next start would copy it into the backup that is there."""
+    name = tmp_path / "link.db" if is_link else path
+    path.touch(0o600)
+    if is_link:
+        name.symlink_to(path)
+    async with running(name) as store:
+        await add(store, *(new_record(f"old-{i}", payload=bytes(500)) for i in range(100)))
+        with raw(path) as connection:
+            connection.execute("VACUUM INTO ?", (f"{path}-backup",))
+        os.chmod(f"{path}-backup", 0o600)
+        await add(store, *(new_record(f"new-{i}", payload=bytes(500)) for i in range(100)))
+        path.rename(tmp_path / "former.db")
+        os.rename(f"{path}-backup", path)
+        with pytest.raises(StoreReplacedError):
+            await add(store, new_record())
+    os.rename(f"{path}-wal-of-replaced", tmp_path / "former.db-wal")
+    async with running(name) as store:
+        await add(store, new_record("next"))
+
+    assert ["ok"] == query(path, "PRAGMA integrity_check")
+    assert [101] == query(path, "SELECT count(*) FROM taskqueue_task")
+    assert [200] == query(tmp_path / "former.db", "SELECT count(*) FROM taskqueue_task")
+    assert [
+        f"The file {str(name)!r} of the database was replaced while it was open; the last commits of the former one are in"
+        f" {f'{path}-wal-of-replaced'!r}."
+    ] == [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
 # --- damaged, altered, newer ---------------------------------------------------------------------------------------
 
 

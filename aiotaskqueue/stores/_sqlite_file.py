@@ -6,6 +6,7 @@ that the process holds on it (RELIABILITY S13). Locks of ours are on files besid
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import urllib.parse
@@ -15,6 +16,8 @@ from pathlib import Path
 from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.errors import ConfigError, OutcomeUnknownError, StoreReadOnlyError, StoreReplacedError
 from aiotaskqueue.stores._sqlite_mounts import find_remote_mount, read_mounts
+
+logger = logging.getLogger("aiotaskqueue")
 
 OWNER_ONLY = 0o600
 
@@ -110,6 +113,21 @@ class DatabaseFile:
         # Until the first commit there may be no WAL.
         if self._wal_identity is not None and _identity(self.real_path + "-wal") != self._wal_identity:
             raise ReplacedMeanwhileError(self._say_gone(self.real_path + "-wal"))
+
+    def set_wal_aside(self) -> None:
+        """Move the WAL of a file that was replaced out of the way of the one that is there now; for the end, after the connections.
+
+        SQLite takes any WAL beside a file for that file's own: the next to open it would copy our last commits into somebody
+        else's pages, and damage a backup that was put there. It is kept, for whoever still has the former file.
+        """
+        wal, aside = self.real_path + "-wal", self.real_path + "-wal-of-replaced"
+        found = _identity(self._absolute_path)
+        if self._wal_identity is None or found in (None, self._identity) or _identity(wal) != self._wal_identity:
+            return
+        os.replace(wal, aside)
+        logger.warning(
+            "The file %r of the database was replaced while it was open; the last commits of the former one are in %r.", self.path, aside
+        )
 
     def _say_gone(self, path: str) -> str:
         return (

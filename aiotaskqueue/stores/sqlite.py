@@ -145,6 +145,8 @@ class SQLiteStore(Store):
             # interpreter from ending, and a lock would prove a dead process alive (RELIABILITY S4, S7). The writer comes
             # after the reader, since the last connection to close empties the WAL, which a reader cannot.
             parts.callback(self._process.release)
+            if self._file is not None:
+                parts.callback(self._file.set_wal_aside)
             if self._wal is not None:
                 parts.callback(self._wal.release)
             for connection in (self._writer, self._reader):
