@@ -56,9 +56,13 @@ plans = st.fixed_dictionaries(
         "name": st.sampled_from([None, None, "a", "b", "c"]),
         "countdown": st.sampled_from([0, 0, 1, 2, 10]),
         "limits": limits,
-        "deeds": st.lists(st.sampled_from(sorted(DEEDS)), max_size=4),
+        "deeds": st.lists(st.sampled_from(sorted(DEEDS)), min_size=1, max_size=4),
     }
 )
+
+has_tasks = precondition(lambda self: any(self.model.tasks))
+is_busy = precondition(lambda self: any(queue.in_flight for queue in self.model.queues.values()))
+has_dead = precondition(lambda self: any(self.model.dead(queue) for queue in self.model.queues))
 
 
 class ServiceMachine(RuleBasedStateMachine):
@@ -116,7 +120,7 @@ class ServiceMachine(RuleBasedStateMachine):
         while True:
             await self.clock.advance(0)
             self.model.travel(self.clock.time_usec())
-            assert [] == self.broken
+            assert not self.broken, self.broken
             assert [] == self.model.find_late()
             if self.model.now == target:
                 return
@@ -180,6 +184,7 @@ class ServiceMachine(RuleBasedStateMachine):
         if is_released:
             self.wait(0)
 
+    @has_tasks
     @rule(queue=queues, picked=st.lists(picks, min_size=1, max_size=3))
     def delete(self, queue: str, picked: list[int]) -> None:
         """Delete tasks, whatever state they are in, if they are there at all."""
@@ -190,29 +195,33 @@ class ServiceMachine(RuleBasedStateMachine):
 
         self.do(lambda model: model.delete(queue, names), delete, queue)
 
+    @has_tasks
     @rule(queue=queues)
     def purge(self, queue: str) -> None:
         """Delete all tasks of a queue."""
         self.do(lambda model: model.purge(queue), Queue.purge, queue)
 
+    @has_tasks
     @rule(queue=queues)
     def pause_or_resume(self, queue: str) -> None:
         """Stop a queue, or let it go on."""
         is_paused = not self.model.queues[queue].is_paused
         self.do(lambda model: model.set_paused(queue, is_paused), Queue.pause if is_paused else Queue.resume, queue)
 
+    @has_tasks
     @rule(queue=queues, pick=picks)
     def run_task(self, queue: str, pick: int) -> None:
         """Let a task run now."""
         [name] = self.pick(queue, [pick])
         self.do(lambda model: model.run_task(queue, name), lambda queue: queue.run_task(name), queue)
 
-    @precondition(lambda self: any(self.model.dead(queue) for queue in self.model.queues))
+    @has_dead
     @rule(queue=queues, is_edited=st.booleans())
     def revive_all(self, queue: str, is_edited: bool) -> None:
         """Revive all dead tasks of a queue, as they are or with another payload."""
         self.revive(queue, sorted(self.model.dead(queue)), is_edited)
 
+    @has_tasks
     @rule(queue=queues, picked=st.lists(picks, min_size=1, max_size=2), is_edited=st.booleans())
     def revive_some(self, queue: str, picked: list[int], is_edited: bool) -> None:
         """Try to revive tasks that may not be dead, or not there."""
@@ -235,17 +244,20 @@ class ServiceMachine(RuleBasedStateMachine):
         """Let time go by."""
         self.do(lambda model: None, lambda queue: self.advance(seconds))
 
+    @is_busy
     @rule()
     def crash(self) -> None:
         """Let the process die between two writes."""
         self.runner.run(kill(self.service))
         self.recover(self.model)
 
+    @has_tasks
     @rule(fate=st.sampled_from(["unwritten", "unheard"]))
     def doom(self, fate: str) -> None:
         """Let the process die at its next write."""
         self.store.fate = fate
 
+    @has_tasks
     @rule()
     def restart(self) -> None:
         """Close the service, and start another one."""
@@ -253,6 +265,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.model.close()
         self.runner.run(self.open())
 
+    @is_busy
     @rule()
     def lose_leases(self) -> None:
         """Let another process, whose clock is fast, take what is in flight for lost."""
