@@ -336,14 +336,16 @@ class Model:
     def _check_room(self, queue: ModelQueue, task: ModelTask) -> None:
         # What ends just now may have ended already.
         running = [attempt for attempt in self.attempts if attempt.ends > self.now and self._is_live(attempt)]
-        in_flight = sum(attempt.task.queue_name == task.queue_name for attempt in running)
+        beside = [attempt for attempt in running if attempt.task.queue_name == task.queue_name]
         assert not queue.is_paused, f"Delivered though paused: {task.name}"
-        assert in_flight < queue.config.max_concurrent_requests, f"Delivered though the queue is full: {task.name}"
+        assert len(beside) < queue.config.max_concurrent_requests, f"Delivered though the queue is full: {task.name}"
         if task.is_suspect:
-            assert not in_flight, f"A suspect beside another task: {task.name}"
+            assert not beside, f"A suspect beside another task: {task.name}"
             assert not any(attempt.is_suspect for attempt in running), f"A suspect beside another suspect: {task.name}"
         else:
-            assert not queue.has_suspect, f"Delivered though a suspect waits: {task.name}"
+            assert not any(attempt.is_suspect for attempt in beside), f"Delivered beside a suspect: {task.name}"
+            waiting = [other for other in queue.tasks.values() if other.state == READY]
+            assert not any(other.is_suspect for other in waiting), f"Delivered though a suspect waits: {task.name}"
 
     def _is_live(self, attempt: ModelAttempt) -> bool:
         """Whether its outcome counts: its task is there, and nobody has taken it away."""
