@@ -26,6 +26,8 @@ from aiotaskqueue._record import NameGenerator, TaskRecord
 from aiotaskqueue.delivery._base import NoAnswer
 from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 
+pytestmark = pytest.mark.promise("P2", "P3", "P4", "P10", "P11", "P12", "P18", "P20", "P25")
+
 QUEUES = [
     QueueConfig("default", jitter=0, tombstone_seconds=60, dead_retention_seconds=5000),
     QueueConfig("narrow", jitter=0, tombstone_seconds=0, max_concurrent_requests=2, crash_limit=2),
@@ -337,10 +339,8 @@ async def outcome_of(call: Awaitable[object]) -> object:
 
 
 COMMON: dict[str, Any] = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
-PROMISES = pytest.mark.promise("P2", "P3", "P4", "P10", "P11", "P12", "P18", "P20", "P25")
 
 
-@PROMISES
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_service_does_what_its_model_does() -> None:
@@ -348,7 +348,6 @@ def test_a_service_does_what_its_model_does() -> None:
     run_state_machine_as_test(ServiceMachine, settings=settings(max_examples=100, stateful_step_count=20, derandomize=True, **COMMON))
 
 
-@PROMISES
 @pytest.mark.crash
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", range(20))
