@@ -11,7 +11,9 @@ import attrs
 from aiotaskqueue.errors import NotInTaskError
 
 if TYPE_CHECKING:
-    from aiotaskqueue._clock import Clock
+    from collections.abc import Callable
+
+    from aiotaskqueue._clock import Clock, Timer
     from aiotaskqueue._headers import TaskHeaders
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -58,6 +60,9 @@ class TaskInfo:
     def remaining_seconds(self) -> float:
         """Return the time until the deadline, in seconds; 0.0 once it has passed."""
         return max(0.0, self._ends_at - self._clock.monotonic())
+
+    def _call_after_deadline(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return self._clock.call_at(self._ends_at + seconds, callback)
 
 
 def current_task() -> TaskInfo:

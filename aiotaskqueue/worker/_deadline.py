@@ -1,0 +1,193 @@
+"""The deadline of a handler: `DeadlineExceededError` where it waits, a second of grace, then its end.
+
+Theory of operation. A handler runs in the task of its request, driven by a generator of ours that stands between the two
+and passes on what each says to the other. When the deadline has passed, the task is cancelled, which ends whatever the
+handler waits for; the cancellation arrives at the generator, which takes it back and throws the error into the handler in
+its place. When the grace is over, the task is cancelled once more, and that is passed on as it is (RELIABILITY A7).
+
+Code that is written for asyncio keeps its promises for one foreign exception only, that of a cancellation: a TaskGroup
+that waits for its tasks cancels them, a Condition takes its lock again, a Semaphore gives back what it had got, and so do
+our own critical sections. For any other exception they do not (tests/test_facts_time.py). So the error is a kind of
+CancelledError; a plain BaseException would leave tasks running and locks taken.
+
+Cancellations by others (the client has gone, the server shuts down) pass through at any time. One that comes together with
+ours, or while ours ends the handler, is what the caller gets: the numbers of ``Task.cancelling`` tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import types
+from collections.abc import Awaitable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiotaskqueue._clock import Cutoff
+from aiotaskqueue.signing import GRACE_SECONDS
+
+if TYPE_CHECKING:
+    from aiotaskqueue.worker._info import TaskInfo
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long the clean-up of a handler may take after its hard stop before it is called a runaway.
+RUNAWAY_SECONDS = 1.0
+
+
+class DeadlineExceededError(asyncio.CancelledError):
+    """Raised inside of a ``@task`` handler, where it waits, when its deadline has passed.
+
+    The handler may catch it; it then has a second to save its work and to return: a 200 in that second is a success.
+    After that the handler is cancelled. Where the error is not caught the task is tried again.
+
+    It is a BaseException, so ``except Exception`` does not catch it, and a kind of ``asyncio.CancelledError``, since
+    that is what locks, task groups and libraries know how to clean up after. From the body of an ``asyncio.TaskGroup``
+    it may come as part of an exception group: ``except*`` catches it in both forms.
+
+    Source: GAE runtime.DeadlineExceededError (SPEC 4.5).
+    """
+
+
+@types.coroutine
+def run_with_deadline(info: TaskInfo, work: Awaitable[T]) -> Generator[Any, Any, T]:
+    """Wait for a handler's `work` no longer than the task's deadline and a second of grace.
+
+    To be awaited in the task that serves the request, within the block of ``running(info)``.
+
+    Returns:
+        What the handler returned, in time.
+
+    Raises:
+        DeadlineExceededError: The handler did not catch it, or was stopped after the grace: the attempt has failed.
+        asyncio.CancelledError: Somebody else has cancelled the task.
+    """
+    coroutine = work if isinstance(work, types.CoroutineType) else _wait_for(work)
+    try:
+        waited_for = coroutine.send(None)
+    except StopIteration as stop:
+        # The short way of handlers that never wait: no timer.
+        return stop.value  # type: ignore[no-any-return]
+    watch = _Watch(info)
+    try:
+        result: T = yield from watch.drive(coroutine, waited_for)
+    except BaseException as exc:
+        error = watch.end(exc)
+        if error is None:
+            raise
+        raise error from exc
+    error = watch.end(None)
+    if error is not None:
+        raise error
+    return result
+
+
+async def _wait_for(work: Awaitable[T]) -> T:
+    return await work
+
+
+class _Watch:
+    """The deadline of one handler that has begun to wait."""
+
+    __slots__ = ("_cancels", "_cancels_before", "_has_passed", "_info", "_is_due", "_others", "_task", "_timer", "_was_stopped")
+
+    def __init__(self, info: TaskInfo) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._info = info
+        self._cancels_before = task.cancelling()
+        self._cancels = 0
+        """How many of the task's cancellations are ours, and not taken back."""
+        self._others: BaseException | None = None
+        """The cancellation in whose place the error was thrown: perhaps somebody else's as well."""
+        self._is_due = False
+        """The task is cancelled, and the error is to be thrown when that arrives."""
+        self._has_passed = False
+        self._was_stopped = False
+        self._timer = info._call_after_deadline(0.0, self._expire)
+
+    def drive(self, coroutine: Coroutine[Any, Any, T], waited_for: object) -> Generator[Any, Any, T]:
+        """Run the handler as ``await`` does, but for the error."""
+        while True:
+            thrown = None
+            try:
+                # asyncio only ever sends None.
+                yield waited_for
+            except BaseException as exc:
+                thrown = exc
+            # Out of the except block: the error has no context by which anyio would take it for a cancellation of its own.
+            if self._is_due:
+                thrown = self._take_error(thrown)
+            try:
+                waited_for = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+
+    def end(self, exc: BaseException | None) -> BaseException | None:
+        """Note that the handler has ended, by `exc` if it raised; return what is to be raised instead, None: it stands."""
+        self._timer.cancel()
+        for _ in range(self._cancels):
+            self._task.uncancel()
+        if not self._has_passed or isinstance(exc, KeyboardInterrupt | SystemExit | GeneratorExit):
+            return None
+        if self._task.cancelling() > self._cancels_before:
+            logger.warning("Task %s was cancelled after its deadline of %g seconds.", self._info.name, self._info.deadline_seconds)
+            return None if _is_plain_cancellation(exc) else self._others or asyncio.CancelledError()
+        if self._was_stopped:
+            return DeadlineExceededError(f"The handler was stopped {GRACE_SECONDS:g} s after {self._what()}.")
+        if isinstance(exc, BaseExceptionGroup):
+            was_cut = exc.subgroup(DeadlineExceededError) is not None
+        else:
+            # What others have made of our error, as a Condition does.
+            was_cut = _is_plain_cancellation(exc)
+        return DeadlineExceededError(f"The handler has exceeded {self._what()}.") if was_cut else None
+
+    def _what(self) -> str:
+        return f"its deadline of {self._info.deadline_seconds:g} s"
+
+    def _take_error(self, thrown: BaseException | None) -> BaseException:
+        self._is_due = False
+        self._cancels -= 1
+        self._task.uncancel()
+        if _is_plain_cancellation(thrown):
+            self._others = thrown
+        return DeadlineExceededError(f"The handler has exceeded {self._what()}; it has {GRACE_SECONDS:g} s left to end.")
+
+    # --- timers ---
+
+    def _expire(self, turns_left: int = Cutoff.GRACE_TURNS) -> None:
+        if turns_left:
+            # What the handler waits for may be here as well, if the loop was busy: it ends by that first (P8).
+            self._timer = asyncio.get_running_loop().call_soon(self._expire, turns_left - 1)
+            return
+        self._has_passed = self._is_due = True
+        self._cancel()
+        self._timer = self._info._call_after_deadline(GRACE_SECONDS, self._stop)
+
+    def _stop(self) -> None:
+        # Still due: what the handler waits for takes that long to be cancelled. It is too late for the error.
+        self._is_due = False
+        self._was_stopped = True
+        if self._task.cancelling() <= self._cancels_before + self._cancels:
+            self._cancel()
+        # Else somebody has cancelled it, as when the dispatcher hangs up: not twice, that would end its clean-up.
+        self._timer = self._info._call_after_deadline(GRACE_SECONDS + RUNAWAY_SECONDS, self._report)
+
+    def _report(self) -> None:
+        logger.error(
+            "Task %s is a runaway: its handler goes on %g s after it was stopped at its deadline; it swallows CancelledError, "
+            "or its clean-up hangs.",
+            self._info.name,
+            RUNAWAY_SECONDS,
+        )
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._cancels += 1
+        self._task.cancel()
+
+
+def _is_plain_cancellation(exc: BaseException | None) -> bool:
+    return isinstance(exc, asyncio.CancelledError) and not isinstance(exc, DeadlineExceededError)
