@@ -73,11 +73,11 @@ def run_with_deadline(info: TaskInfo, work: Awaitable[T]) -> Generator[Any, Any,
     try:
         result: T = yield from watch.drive(coroutine, waited_for)
     except BaseException as exc:
-        error = watch.end(exc)
+        error = yield from watch.end(exc)
         if error is None:
             raise
         raise error from exc
-    error = watch.end(None)
+    error = yield from watch.end(None)
     if error is not None:
         raise error
     return result
@@ -87,10 +87,16 @@ async def _wait_for(work: Awaitable[T]) -> T:
     return await work
 
 
+def _wait_for_scopes() -> Generator[None, None, None]:
+    """Let a scope of anyio's that is cancelled do it once more, which it does in each turn: it only ends what has its own message."""
+    for _ in range(2):
+        yield
+
+
 class _Watch:
     """The deadline of one handler that has begun to wait."""
 
-    __slots__ = ("_cancels", "_cancels_before", "_has_passed", "_info", "_is_due", "_others", "_task", "_timer", "_was_stopped")
+    __slots__ = ("_cancels", "_cancels_before", "_has_passed", "_info", "_is_due", "_task", "_timer", "_was_stopped")
 
     def __init__(self, info: TaskInfo) -> None:
         task = asyncio.current_task()
@@ -100,8 +106,6 @@ class _Watch:
         self._cancels_before = task.cancelling()
         self._cancels = 0
         """How many of the task's cancellations are ours, and not taken back."""
-        self._others: BaseException | None = None
-        """The cancellation in whose place the error was thrown: perhaps somebody else's as well."""
         self._is_due = False
         """The task is cancelled, and the error is to be thrown when that arrives."""
         self._has_passed = False
@@ -111,7 +115,7 @@ class _Watch:
     def drive(self, coroutine: Coroutine[Any, Any, T], waited_for: object) -> Generator[Any, Any, T]:
         """Run the handler as ``await`` does, but for the error."""
         while True:
-            thrown = None
+            thrown: BaseException | None = None
             try:
                 # asyncio only ever sends None.
                 yield waited_for
@@ -119,14 +123,18 @@ class _Watch:
                 thrown = exc
             # Out of the except block: the error has no context by which anyio would take it for a cancellation of its own.
             if self._is_due:
-                thrown = self._take_error(thrown)
+                thrown = self._take_error()
             try:
                 waited_for = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
 
-    def end(self, exc: BaseException | None) -> BaseException | None:
-        """Note that the handler has ended, by `exc` if it raised; return what is to be raised instead, None: it stands."""
+    def end(self, exc: BaseException | None) -> Generator[None, None, BaseException | None]:
+        """Note that the handler has ended, by `exc` if it raised; return what is to be raised instead, None: it stands.
+
+        Raises:
+            asyncio.CancelledError: A scope of anyio's around the handler is cancelled.
+        """
         self._timer.cancel()
         for _ in range(self._cancels):
             self._task.uncancel()
@@ -134,7 +142,8 @@ class _Watch:
             return None
         if self._task.cancelling() > self._cancels_before:
             logger.warning("Task %s was cancelled after its deadline of %g seconds.", self._info.name, self._info.deadline_seconds)
-            return None if _is_plain_cancellation(exc) else self._others or asyncio.CancelledError()
+            yield from _wait_for_scopes()
+            return None if _is_plain_cancellation(exc) else asyncio.CancelledError()
         if self._was_stopped:
             return DeadlineExceededError(f"The handler was stopped {GRACE_SECONDS:g} s after {self._what()}.")
         if isinstance(exc, BaseExceptionGroup):
@@ -147,12 +156,10 @@ class _Watch:
     def _what(self) -> str:
         return f"its deadline of {self._info.deadline_seconds:g} s"
 
-    def _take_error(self, thrown: BaseException | None) -> BaseException:
+    def _take_error(self) -> DeadlineExceededError:
         self._is_due = False
         self._cancels -= 1
         self._task.uncancel()
-        if _is_plain_cancellation(thrown):
-            self._others = thrown
         return DeadlineExceededError(f"The handler has exceeded {self._what()}; it has {GRACE_SECONDS:g} s left to end.")
 
     # --- timers ---
