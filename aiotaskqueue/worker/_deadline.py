@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiotaskqueue._clock import Cutoff
@@ -70,17 +70,28 @@ def run_with_deadline(info: TaskInfo, work: Awaitable[T]) -> Generator[Any, Any,
         # The short way of handlers that never wait: no timer.
         return stop.value  # type: ignore[no-any-return]
     watch = _Watch(info)
-    try:
-        result: T = yield from watch.drive(coroutine, waited_for)
-    except BaseException as exc:
-        error = yield from watch.end(exc)
-        if error is None:
+    while True:
+        thrown: BaseException | None = None
+        try:
+            # asyncio only ever sends None.
+            yield waited_for
+        except BaseException as exc:
+            thrown = exc
+        # Out of the except block: the error has no context by which anyio would take it for a cancellation of its own.
+        if watch.is_due:
+            thrown = watch.take_error()
+        try:
+            waited_for = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
+        except StopIteration as stop:
+            watch.timer.cancel()
+            if watch.has_passed:
+                yield from watch.end(None)
+            return stop.value  # type: ignore[no-any-return]
+        except BaseException as exc:
+            watch.timer.cancel()
+            if watch.has_passed:
+                yield from watch.end(exc)
             raise
-        raise error from exc
-    error = yield from watch.end(None)
-    if error is not None:
-        raise error
-    return result
 
 
 async def _wait_for(work: Awaitable[T]) -> T:
@@ -96,68 +107,45 @@ def _wait_for_scopes() -> Generator[None, None, None]:
 class _Watch:
     """The deadline of one handler that has begun to wait."""
 
-    __slots__ = ("_cancels", "_cancels_before", "_has_passed", "_info", "_is_due", "_task", "_timer", "_was_stopped")
+    # In the class, since most handlers end in time: they need none of these.
+    is_due = False
+    """The task is cancelled, and the error is to be thrown when that arrives."""
+    has_passed = False
+    _was_stopped = False
+    _cancels = 0
+    """How many of the task's cancellations are ours, and not taken back."""
 
     def __init__(self, info: TaskInfo) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._info = info
         self._cancels_before = task.cancelling()
-        self._cancels = 0
-        """How many of the task's cancellations are ours, and not taken back."""
-        self._is_due = False
-        """The task is cancelled, and the error is to be thrown when that arrives."""
-        self._has_passed = False
-        self._was_stopped = False
-        self._timer = info._call_after_deadline(0.0, self._expire)
+        self._info = info
+        self.timer = info._call_after_deadline(0.0, self._expire)
 
-    def drive(self, coroutine: Coroutine[Any, Any, T], waited_for: object) -> Generator[Any, Any, T]:
-        """Run the handler as ``await`` does, but for the error."""
-        while True:
-            thrown: BaseException | None = None
-            try:
-                # asyncio only ever sends None.
-                yield waited_for
-            except BaseException as exc:
-                thrown = exc
-            # Out of the except block: the error has no context by which anyio would take it for a cancellation of its own.
-            if self._is_due:
-                thrown = self._take_error()
-            try:
-                waited_for = coroutine.send(None) if thrown is None else coroutine.throw(thrown)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-
-    def end(self, exc: BaseException | None) -> Generator[None, None, BaseException | None]:
-        """Note that the handler has ended, by `exc` if it raised; return what is to be raised instead, None: it stands.
-
-        Raises:
-            asyncio.CancelledError: A scope of anyio's around the handler is cancelled.
-        """
-        self._timer.cancel()
+    def end(self, exc: BaseException | None) -> Generator[None, None, None]:
+        """Raise what is to be raised now that the handler has ended, by `exc` if it raised; else that stands."""
         for _ in range(self._cancels):
             self._task.uncancel()
-        if not self._has_passed or isinstance(exc, KeyboardInterrupt | SystemExit | GeneratorExit):
-            return None
+        if isinstance(exc, KeyboardInterrupt | SystemExit | GeneratorExit):
+            return
         if self._task.cancelling() > self._cancels_before:
             logger.warning("Task %s was cancelled after its deadline of %g seconds.", self._info.name, self._info.deadline_seconds)
             yield from _wait_for_scopes()
-            return None if _is_plain_cancellation(exc) else asyncio.CancelledError()
-        if self._was_stopped:
-            return DeadlineExceededError(f"The handler was stopped {GRACE_SECONDS:g} s after {self._what()}.")
-        if isinstance(exc, BaseExceptionGroup):
-            was_cut = exc.subgroup(DeadlineExceededError) is not None
-        else:
-            # What others have made of our error, as a Condition does.
-            was_cut = _is_plain_cancellation(exc)
-        return DeadlineExceededError(f"The handler has exceeded {self._what()}.") if was_cut else None
+            if not _is_plain_cancellation(exc):
+                raise asyncio.CancelledError from exc
+        elif self._was_stopped:
+            raise DeadlineExceededError(f"The handler was stopped {GRACE_SECONDS:g} s after {self._what()}.") from exc
+        elif _is_plain_cancellation(exc) or (isinstance(exc, BaseExceptionGroup) and exc.subgroup(DeadlineExceededError)):
+            # What others have made of our error, as a Condition does and a TaskGroup.
+            raise DeadlineExceededError(f"The handler has exceeded {self._what()}.") from exc
 
     def _what(self) -> str:
         return f"its deadline of {self._info.deadline_seconds:g} s"
 
-    def _take_error(self) -> DeadlineExceededError:
-        self._is_due = False
+    def take_error(self) -> DeadlineExceededError:
+        """Take the cancellation back; return what is thrown in its place."""
+        self.is_due = False
         self._cancels -= 1
         self._task.uncancel()
         return DeadlineExceededError(f"The handler has exceeded {self._what()}; it has {GRACE_SECONDS:g} s left to end.")
@@ -167,20 +155,20 @@ class _Watch:
     def _expire(self, turns_left: int = Cutoff.GRACE_TURNS) -> None:
         if turns_left:
             # What the handler waits for may be here as well, if the loop was busy: it ends by that first (P8).
-            self._timer = asyncio.get_running_loop().call_soon(self._expire, turns_left - 1)
+            self.timer = asyncio.get_running_loop().call_soon(self._expire, turns_left - 1)
             return
-        self._has_passed = self._is_due = True
+        self.has_passed = self.is_due = True
         self._cancel()
-        self._timer = self._info._call_after_deadline(GRACE_SECONDS, self._stop)
+        self.timer = self._info._call_after_deadline(GRACE_SECONDS, self._stop)
 
     def _stop(self) -> None:
         # Still due: what the handler waits for takes that long to be cancelled. It is too late for the error.
-        self._is_due = False
+        self.is_due = False
         self._was_stopped = True
         if self._task.cancelling() <= self._cancels_before + self._cancels:
             self._cancel()
         # Else somebody has cancelled it, as when the dispatcher hangs up: not twice, that would end its clean-up.
-        self._timer = self._info._call_after_deadline(GRACE_SECONDS + RUNAWAY_SECONDS, self._report)
+        self.timer = self._info._call_after_deadline(GRACE_SECONDS + RUNAWAY_SECONDS, self._report)
 
     def _report(self) -> None:
         logger.error(
