@@ -19,7 +19,7 @@ from yarl import URL
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.errors import ConfigError, NotInTaskError
 from aiotaskqueue.signing import KeyRing, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError, current_task
+from aiotaskqueue.tasks import FatalTaskError, TaskAnswer, current_task, repeat_task, terminate_task
 from aiotaskqueue.web.aiohttp import _CHECK, default_url_path, init_worker, install, task
 from aiotaskqueue.worker import AccessCheck, TaskInfo
 
@@ -203,6 +203,18 @@ async def test_response_is_passed_on(status: int) -> None:
         return web.Response(status=status)
 
     assert status == await status_of(handler)
+
+
+@pytest.mark.parametrize(("answer", "status"), [(terminate_task, 200), (repeat_task, 500)])
+async def test_answer_without_a_response(answer: Callable[[], TaskAnswer], status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What terminate_task() and repeat_task() give becomes a response; nothing is logged (SPEC 9.1)."""
+
+    @task
+    async def handler(request: web.Request) -> TaskAnswer:
+        return answer()
+
+    assert status == await status_of(handler)
+    assert [] == [record.message for record in caplog.records if record.name.startswith("aiotaskqueue")]
 
 
 async def test_raised_response_is_passed_on() -> None:
