@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ async def test_two_hundred_deadlines(tmp_path: Path) -> None:
     figures = {"error": worker.errors, "end": worker.ends, "attempt": attempts}
     for name, seconds in figures.items():
         print(f"\n{name}: median %.1f ms, 99 %% %.1f ms late" % tuple(1000 * value for value in percentiles(seconds)), end="")
-    print()
+    print(f"\nreasons: {dict(Counter(line.reason for line in lines))}")
 
     assert [TASKS] * 3 == [len(seconds) for seconds in figures.values()]
     assert {"deadline", "status"} >= {line.reason for line in lines}
