@@ -406,6 +406,24 @@ async def test_message(clock: VirtualClock) -> None:
     assert isinstance(stage.error.__cause__, asyncio.CancelledError)
 
 
+@pytest.mark.promise("P7")
+async def test_late_beginning(clock: VirtualClock) -> None:
+    """The time counts from the head: a handler that begins after its deadline gets the error where it first waits."""
+    stage, info = Stage(clock), make_info(clock)
+    await move(clock, 30.25)
+
+    async def run() -> None:
+        with stage.noting():
+            await run_with_deadline(info, catch_and_go_on(stage))
+
+    task = asyncio.create_task(run())
+    await turns()
+    await move(clock, 31)
+    await asyncio.wait({task})
+
+    assert [(DEADLINE, 30.25), (CANCELLED, 31), (DEADLINE, 31)] == stage.seen
+
+
 # --- runaways ------------------------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,7 @@ async def test_attempt(
     """An answer in the grace is a success; otherwise the attempt has failed, and is made once more."""
     clock = VirtualClock()
     async with serving(tmp_path, clock, work) as service:
-        await service.add(name="one", url="/worker", retry_options=RARELY)
+        await service.add(b"canary", name="one", url="/worker", headers={"X-Canary": "canary"}, retry_options=RARELY)
         await clock.advance(40)
 
         assert failures == await attempts(service)
@@ -152,3 +152,4 @@ async def test_attempt(
 
     worker = [record.getMessage() for record in caplog.records if record.name.startswith(("aiotaskqueue.worker", "aiotaskqueue.web"))]
     assert log == worker
+    assert "canary" not in caplog.text

@@ -88,6 +88,7 @@ def run_with_deadline(info: TaskInfo, work: Awaitable[T]) -> Generator[Any, Any,
                 yield from watch.end(None)
             return stop.value  # type: ignore[no-any-return]
         except BaseException as exc:
+            thrown = None  # its traceback has this frame
             watch.timer.cancel()
             if watch.has_passed:
                 yield from watch.end(exc)
