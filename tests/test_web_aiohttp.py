@@ -522,6 +522,7 @@ async def test_disguised_handler() -> None:
     assert [BODY] == calls.bodies
 
 
+@pytest.mark.row(62)
 async def test_no_access_check(caplog: pytest.LogCaptureFixture) -> None:
     """Without an access check a task refuses everything and says why."""
     app = web.Application()
@@ -659,18 +660,21 @@ def test_task_keeps_name_and_docstring() -> None:
     assert (who.__name__, who.__doc__, who) == (marked.__name__, marked.__doc__, marked.__wrapped__)  # type: ignore[attr-defined]
 
 
+@pytest.mark.row(62)
 @pytest.mark.parametrize("marked", [task(who), task(verify=True)(who), functools.wraps(task(who))(lambda request: task(who)(request))])
 def test_task_twice(marked: Endpoint) -> None:
     """What is a task is not made one again, also when another decorator came between."""
     assert marked is task(marked)
 
 
+@pytest.mark.row(62)
 def test_task_twice_differently() -> None:
     """A task cannot be both verified and open."""
     with pytest.raises(TypeError, match="Handler who is a task with verify=True already"):
         task(verify=False)(task(who))
 
 
+@pytest.mark.row(62)
 @pytest.mark.parametrize("value", [None, "handler", 5, web.View, Calls])
 def test_task_of_something_else(value: object) -> None:
     """Only functions can be tasks."""
