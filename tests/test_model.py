@@ -50,7 +50,9 @@ FAULTS = [statement for fault, statement in UNSOUND.items() if fault != "names t
 
 queues = st.sampled_from([config.name for config in QUEUES])
 picks = st.integers(0, 9)
-limits = st.fixed_dictionaries({"retry_limit": st.sampled_from([None, 0, 1, 2, 3]), "age_limit": st.sampled_from([None, None, 0, 5])})
+limits = st.fixed_dictionaries(
+    {"retry_limit": st.sampled_from([None, 0, 1, 1, 2, 3]), "age_limit": st.sampled_from([None, None, None, 0, 5])}
+)
 # Slow ones more often, so that more is in flight when something happens.
 deeds = st.sampled_from([*DEEDS, *3 * [name for name, deed in DEEDS.items() if deed.seconds]])
 plans = st.fixed_dictionaries(
@@ -58,7 +60,7 @@ plans = st.fixed_dictionaries(
         "name": st.sampled_from([None, None, "a", "b", "c"]),
         "countdown": st.sampled_from([0, 0, 1, 2, 10]),
         "limits": limits,
-        "deeds": st.lists(deeds, min_size=1, max_size=4),
+        "deeds": st.lists(deeds, min_size=1, max_size=4) | deeds.map(lambda deed: [deed] * 5),
     }
 )
 
@@ -248,6 +250,19 @@ class ServiceMachine(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         """Let time go by."""
         self.do(lambda model: None, lambda queue: self.advance(seconds))
+
+    @has_tasks
+    @rule(count=st.integers(1, 6))
+    def work(self, count: int) -> None:
+        """Let time go by until something happens, so many times."""
+        for _ in range(count):
+            self.wait(min(self.model.next_moment() - self.model.now, 61 * SECOND) // SECOND)
+
+    @has_tasks
+    @rule(seconds=st.sampled_from([1, 5, 61]))
+    def work_longer(self, seconds: int) -> None:
+        """Let time go by, once more (there are many other rules)."""
+        self.wait(seconds)
 
     @is_busy
     @rule()
