@@ -361,10 +361,9 @@ COMMON: dict[str, Any] = {
     "suppress_health_check": list(HealthCheck),
     "phases": [Phase.generate, Phase.shrink],
 }
-PROMISES = pytest.mark.promise("P2", "P3", "P4", "P10", "P11", "P12", "P18", "P20", "P25")
 
 
-@PROMISES
+@pytest.mark.promise("P2", "P3", "P4", "P10", "P11", "P12", "P18", "P20", "P25")
 @pytest.mark.slow
 @TIMEOUT
 def test_a_service_does_what_its_model_does() -> None:
@@ -372,7 +371,6 @@ def test_a_service_does_what_its_model_does() -> None:
     run_state_machine_as_test(ServiceMachine, settings=settings(max_examples=100, stateful_step_count=15, derandomize=True, **COMMON))
 
 
-@PROMISES
 @pytest.mark.crash
 @TIMEOUT
 @pytest.mark.parametrize("number", range(20))
