@@ -134,6 +134,17 @@ def test_memory_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
+def test_no_more_is_forgotten_than_has_to_be() -> None:
+    """Of attempts that expire in the same second the oldest is forgotten for the one that comes; the others are still refused."""
+    check = make_check(max_remembered=3)
+    heads = [signed_headers(make_record(lease_token=token)) for token in range(1, 5)]
+    for head in heads:
+        outcome(check, head)
+    outcomes = [outcome(check, head) for head in [*heads[1:], heads[0]]]
+
+    assert [*[RefusalReason.REPLAYED] * 3, "admitted"] == outcomes
+
+
 def test_refused_head_is_not_remembered() -> None:
     """A forged copy that comes first does not keep the genuine request out."""
     check = make_check()
