@@ -468,7 +468,7 @@ async def test_application_that_cannot_be_cancelled(caplog: pytest.LogCaptureFix
     may_end.set()
     await asyncio.sleep(0.01)
 
-    assert ["Task welcome-1 was given up, but its handler runs on: it does not let itself be cancelled."] == errors(caplog)
+    assert ["The handler of task welcome-1 runs on: it does not let itself be cancelled."] == errors(caplog)
     assert [{"type": "http.disconnect"}] * len(late) == late
 
 
@@ -524,6 +524,49 @@ async def test_close() -> None:
 
         assert [True] == ended
         assert NoAnswer(FailureReason.CANCELLED, "The delivery was closed.") == await call
+
+
+@pytest.mark.parametrize(("seconds", "events"), [(0.02, ["finished"]), (60.0, ["cancelled"])])
+async def test_close_after_the_answer(seconds: float, events: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """Closing gives an application that has answered a moment to end, and then cancels it."""
+    seen: list[str] = []
+
+    async def play(receive: Receive, send: Send) -> None:
+        for message in OK:
+            await send(message)
+        try:
+            await asyncio.sleep(seconds)
+            seen.append("finished")
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    assert Answer(200) == await attempt(playing(play))
+    assert (events, []) == (seen, errors(caplog))
+
+
+async def test_cancelled_close() -> None:
+    """A close that is cancelled leaves no call behind."""
+    seen: list[str] = []
+
+    async def play(receive: Receive, send: Send) -> None:
+        for message in OK:
+            await send(message)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("ended")
+
+    async with opened(playing(play)) as delivery:
+        await delivery.deliver(make_record(), deadline_seconds=30.0)
+        closing = asyncio.create_task(delivery.aclose())
+        await asyncio.sleep(0.01)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await asyncio.sleep(0.01)
+
+        assert ["ended"] == seen
 
 
 # --- a service -------------------------------------------------------------------------------------------------------------

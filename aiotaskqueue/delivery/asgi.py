@@ -24,7 +24,6 @@ from urllib.parse import unquote
 import attrs
 from anyio.lowlevel import checkpoint
 
-from aiotaskqueue._clock import SystemClock
 from aiotaskqueue._headers import TaskHeaders, parse_task_headers
 from aiotaskqueue._masking import show_place
 from aiotaskqueue.delivery._base import DETAIL_BYTES, GRACE_SECONDS, MAX_ANSWER_BYTES, Answer, Delivery, FailureReason, NoAnswer
@@ -48,8 +47,10 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Where in a scope an Attempt stands.
 ATTEMPT = "aiotaskqueue.attempt"
 
-# By the time we close, nothing is delivered any more; what still runs has outlived its attempt, or works on after its answer.
-SHUTDOWN_SECONDS = 0.5
+# By the time we close, nothing is delivered any more. Who has answered may still be closing what it used (FastAPI ends its
+# dependencies after the answer); who has not has outlived its attempt. Both are part of the second that `aclose` may take.
+FINISH_SECONDS = 0.2
+SHUTDOWN_SECONDS = 0.1
 
 
 @attrs.frozen
@@ -104,13 +105,17 @@ class ASGIDelivery(Delivery):
         """End what runs: attempts in flight as cancelled; twice is fine."""
         self._clock = None
         for call, exchange in self._exchanges.items():
-            exchange.give_up(NoAnswer(FailureReason.CANCELLED, "The delivery was closed."))
-            call.cancel()
-        if self._exchanges:
-            with SystemClock().cutoff(SystemClock().monotonic() + SHUTDOWN_SECONDS):
-                await asyncio.wait(self._exchanges)
+            if not exchange.is_complete:
+                exchange.give_up(NoAnswer(FailureReason.CANCELLED, "The delivery was closed."))
+                call.cancel()
+        try:
+            await self._wait_for_calls(FINISH_SECONDS)
+        finally:
+            for call in self._exchanges:
+                call.cancel()
+        await self._wait_for_calls(SHUTDOWN_SECONDS)
         for exchange in self._exchanges.values():
-            logger.warning("Task %s was given up, but its handler runs on: it does not let itself be cancelled.", exchange.name)
+            logger.warning("The handler of task %s runs on: it does not let itself be cancelled.", exchange.name)
 
     async def deliver(self, record: TaskRecord, *, deadline_seconds: float) -> Answer | NoAnswer:
         """Make one attempt and say how it ended (see Delivery.deliver)."""
@@ -139,6 +144,11 @@ class ASGIDelivery(Delivery):
             if not exchange.is_complete:
                 exchange.give_up(NoAnswer(FailureReason.CANCELLED))
                 call.cancel()
+
+    async def _wait_for_calls(self, seconds: float) -> None:
+        if self._exchanges:
+            # Real time, whatever clock the service has.
+            await asyncio.wait(self._exchanges, timeout=seconds)
 
     def _opened(self) -> Clock:
         if self._clock is None:
