@@ -660,6 +660,15 @@ def test_signature_that_fastapi_cannot_use() -> None:
     assert not hasattr(task(handler), "__signature__")
 
 
+async def test_annotation_that_is_not_defined_yet() -> None:
+    """A handler may be annotated by what is not there when it is decorated."""
+
+    async def handler(request: Request) -> Later:  # noqa: F821
+        return Response(status_code=202)
+
+    assert 202 == (await ask(routing(task(handler)))).status_code
+
+
 async def test_without_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     """FastAPI need not be installed."""
     monkeypatch.setitem(sys.modules, "fastapi", None)

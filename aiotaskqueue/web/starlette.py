@@ -261,7 +261,7 @@ def _as_task(handler: Callable[..., Any], verify: bool) -> Callable[..., Any]:
             return await _answer(info.name if info else name, functools.partial(handler, *args, **kwargs), is_fastapi=entry is not None)
 
     setattr(run, _MARK, verify)
-    _add_dependency(run, inspect.signature(handler), name, verify)
+    _add_dependency(run, _signature_of(handler), name, verify)
     return run
 
 
@@ -269,6 +269,15 @@ def _check_is_function(handler: object) -> None:
     is_generator = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
     if isinstance(handler, type) or not callable(handler) or is_generator:
         raise TypeError(f"@task decorates a function or a method of an HTTPEndpoint, not {handler!r:.80}.")
+
+
+def _signature_of(handler: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature, its annotations evaluated where the handler was written: FastAPI may look in our module."""
+    try:
+        return inspect.signature(handler, eval_str=True)
+    except NameError:
+        # Of what is defined later, or imported for type checkers only.
+        return inspect.signature(handler)
 
 
 def _add_dependency(run: Callable[..., Any], signature: inspect.Signature, name: str, verify: bool) -> None:
