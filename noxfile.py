@@ -84,3 +84,10 @@ def demo(session: nox.Session) -> None:
     """Run the counter example, which counts words by tasks; arguments: ``--crash`` or ``--serve``."""
     session.install(".")
     session.run("python", "examples/counter.py", *session.posargs)
+
+
+@nox.session
+def demo_fastapi(session: nox.Session) -> None:
+    """Run the counter example as a FastAPI application; argument: ``--serve``."""
+    session.install(".[starlette]", "fastapi", "uvicorn")
+    session.run("python", "examples/counter_fastapi.py", *session.posargs)
