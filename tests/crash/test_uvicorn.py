@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -15,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from children import start
 from killing import look, wait_until
 
 from aiotaskqueue import QueueConfig, Task, TaskQueueService
@@ -48,12 +48,23 @@ def uvicorn(folder: Path, workers: int, places: int) -> Iterator[subprocess.Pope
     with tempfile.TemporaryDirectory() as sockets:
         options = ["-m", "uvicorn", "asgi_child:app", "--uds", f"{sockets}/s", "--workers", str(workers), "--app-dir", str(TESTS)]
         before = len(read_journal(folder, "process"))
-        child = start(options, cwd=folder, DATABASE=folder / "tasks.db", JOURNAL=folder / "journal", PLACES=places)
+        where = {"DATABASE": str(folder / "tasks.db"), "JOURNAL": str(folder / "journal"), "PLACES": str(places)}
+        # In a session of its own: its workers would outlive it, and go on saying what nobody reads.
+        child = subprocess.Popen(
+            [sys.executable, *options],
+            cwd=folder,
+            env={**os.environ, **where},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         try:
             wait_until(lambda: len(read_journal(folder, "process")) >= before + workers)
             yield child
         finally:
-            child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
 
 
