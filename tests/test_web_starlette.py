@@ -12,6 +12,8 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
+import anyio
+import anyio.lowlevel
 import fastapi
 import httpx
 import pydantic
@@ -582,6 +584,32 @@ async def test_body_whose_length_is_not_said() -> None:
     await routing(_take)(http_scope(headers=headers), receive, send)
 
     assert (403, 11) == (sent[0]["status"], len(parts))
+
+
+async def test_body_in_pieces() -> None:
+    """Whoever asks whether the client is still there, before the body has come, loses nothing of it."""
+    came: list[Message] = [{"type": "http.request", "body": b"key=", "more_body": True}, {"type": "http.request", "body": b"value"}]
+    headers = [(name.lower().encode(), value.encode()) for name, value in signed_headers(make_record())]
+    sent: list[Message] = []
+    asked: list[bool] = []
+
+    async def receive() -> Message:
+        if len(asked) == 0 and len(came) == 1:
+            await anyio.lowlevel.checkpoint()
+        return came.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask_early(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        asked.append(await request.is_disconnected())
+        return await call_next(request)
+
+    app = routing(_take)
+    app.user_middleware.append(fastapi.applications.Middleware(BaseHTTPMiddleware, dispatch=ask_early))
+    await app(http_scope(headers=headers), receive, send)
+
+    assert ([False], 200) == (asked, sent[0]["status"])
 
 
 async def test_websocket() -> None:

@@ -412,7 +412,7 @@ class _AccessMiddleware:
             return
         head = self._look_at(scope)
         if isinstance(head, Refusal):
-            scope["headers"] = [(name, value) for name, value in scope["headers"] if not is_reserved(name.decode("latin-1"))]
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if not _is_reserved(name)]
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
@@ -439,6 +439,11 @@ class _AccessMiddleware:
         return self._check.check(scope["method"], target.decode("latin-1"), headers)
 
 
+def _is_reserved(name: bytes) -> bool:
+    # The first letter alone decides for nearly every header of nearly every request.
+    return name[:1] in (b"x", b"X") and is_reserved(name.decode("latin-1"))
+
+
 def _attempt_of(scope: Scope) -> TaskInfo | None:
     """Return the task of a delivery of this process."""
     attempt = scope.get(ATTEMPT)
@@ -448,7 +453,7 @@ def _attempt_of(scope: Scope) -> TaskInfo | None:
 class _Gate:
     """What the access check says about one request, and what the application gets of it."""
 
-    __slots__ = ("_answer", "_check", "_has_begun", "_head", "_read", "_receive", "_scope", "_send", "is_refused")
+    __slots__ = ("_answer", "_check", "_has_begun", "_head", "_read", "_receive", "_scope", "_send", "_size", "is_refused")
 
     def __init__(self, check: AccessCheck, head: TaskInfo | Admission | Refusal, scope: Scope, receive: Receive, send: Send) -> None:
         self._check = check
@@ -459,6 +464,7 @@ class _Gate:
         self._answer: TaskInfo | Refusal | None = None if isinstance(head, Admission) else head
         self._read: deque[Message] = deque()
         """What was read of the body before the application asked for it."""
+        self._size = 0
         self._has_begun = False
         self.is_refused = False
 
@@ -500,15 +506,15 @@ class _Gate:
 
     async def _read_body(self) -> bytes | None:
         """Read the body, and keep it for the application; None: it does not come, or is too long."""
-        body = bytearray()
-        while len(body) <= MAX_BODY_BYTES:
+        # Whoever was cancelled here may come again: what has come is kept.
+        while self._size <= MAX_BODY_BYTES:
             message = await self._receive()
             self._read.append(message)
             if message["type"] != "http.request":
                 return None
-            body += message.get("body", b"")
+            self._size += len(message.get("body", b""))
             if not message.get("more_body", False):
-                return bytes(body)
+                return b"".join(part.get("body", b"") for part in self._read)
         return None
 
 
