@@ -504,6 +504,33 @@ async def test_cancelled_attempt(is_native: bool) -> None:
         await asyncio.wait_for(ended.wait(), 1)
 
 
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize("number", range(12))
+async def test_cancelled_at_every_turn(number: int) -> None:
+    """Whenever an attempt is cancelled, nothing of it is left, and the next one is made as if it had not been."""
+
+    async def play(receive: Receive, send: Send) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await receive()
+        for message in (start(), body(b"a", more=True), body()):
+            await send(message)
+
+    async with opened(playing(play)) as delivery:
+        call = asyncio.create_task(delivery.deliver(make_record(), deadline_seconds=30.0))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        was_made = call.done()
+        call.cancel()
+        await asyncio.wait({call})
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+        assert was_made is not call.cancelled()
+        assert {} == delivery._exchanges
+        assert Answer(200) == await delivery.deliver(make_record(), deadline_seconds=30.0)
+
+
 async def test_close() -> None:
     """Closing ends what is in flight as cancelled, and waits until the application has ended."""
     reached = asyncio.Event()
