@@ -450,6 +450,7 @@ async def test_answer_after_the_loop_was_blocked() -> None:
         assert LATE == await delivery.deliver(make_record(), deadline_seconds=1.0)
 
 
+@pytest.mark.slow
 async def test_application_that_cannot_be_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     """An application that swallows its cancellation holds up neither the attempt nor the end; the log names its task."""
     may_end = asyncio.Event()

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import sqlite3
+import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from aiohttp import ClientSession
 from children import start_script
 from fastapi import FastAPI
-from signed_requests import SECRET
+from signed_requests import SECRET, StoppedClock, make_record, signed_headers
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -281,6 +282,37 @@ async def test_explicit_target_wins(path: Path, make: Make) -> None:
     assert not counter.service.health().is_ok
 
 
+async def test_behind_a_proxy_that_takes_a_prefix_away() -> None:
+    """Where the server is told of a prefix that a proxy takes away, the signature is over the path with it."""
+    app = Starlette()
+    app.add_route("/worker", task(_nothing), methods=["POST"])
+    init_worker(app, secrets=[SECRET], clock=StoppedClock())
+    statuses = []
+    async with serve_asgi(app, root_path="/app") as base_url, ClientSession(base_url) as client:
+        for url in ("/app/worker", "/worker"):
+            record = make_record(url=url)
+            async with client.post("/worker", data=record.payload, headers=signed_headers(record)) as answer:
+                statuses.append(answer.status)
+
+    assert [200, 403] == statuses
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+def test_test_client(path: Path, make: Make, kind: Any) -> None:
+    """Under the framework's own TestClient an application delivers its tasks; with an eager service before the answer."""
+    with warnings.catch_warnings():
+        # Of the HTTP library that Starlette would rather have.
+        warnings.simplefilter("ignore")
+        from starlette.testclient import TestClient
+    counter = Counter(TaskQueueService(path, eager=True), make, kind)
+    with TestClient(counter.app) as client:
+        assert 202 == client.post("/", params={"key": "a"}).status_code
+        assert {"a": 1} == counter.counts
+        assert 403 == client.post("/worker").status_code
+
+    assert 0 == left(path)
+
+
 # --- order of start and end ----------------------------------------------------------------------------------------
 
 
@@ -392,6 +424,7 @@ async def _nothing(request: Request) -> None:
     """Do nothing."""
 
 
+@pytest.mark.slow
 async def test_several_applications(tmp_path: Path, make: Make) -> None:
     """Of several applications in one process each has its own service; in a request Queue(...) means that of its application."""
     counters = [Counter(TaskQueueService(tmp_path / f"{number}.db"), make) for number in range(2)]
