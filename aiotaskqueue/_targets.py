@@ -27,8 +27,8 @@ class Embedding:
     """An application that embeds the service, and how it is delivered to."""
 
     app: web.Application | ASGIApp
-    base_url: str
-    state: Mapping[str, Any]
+    base_url: str = attrs.field(repr=False)
+    state: Mapping[str, Any] = attrs.field(repr=False)
     """For an ASGI application: what its lifespan has yielded by then."""
 
 

@@ -57,7 +57,7 @@ SHUTDOWN_SECONDS = 0.1
 class Attempt:
     """Says that a delivery in this process made the request, and for which task."""
 
-    headers: TaskHeaders
+    headers: TaskHeaders = attrs.field(repr=False)
     clock: Clock
 
 
