@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from aiotaskqueue.worker import current_task
+import attrs
 
-__all__ = ["FatalTaskError", "current_task"]
+from aiotaskqueue.worker import DeadlineExceededError, current_task
+
+__all__ = ["DeadlineExceededError", "FatalTaskError", "TaskAnswer", "current_task", "repeat_task", "terminate_task"]
 
 
 class FatalTaskError(Exception):
@@ -12,3 +14,28 @@ class FatalTaskError(Exception):
 
     Source: Melange's task decorator (SPEC 9.1).
     """
+
+
+@attrs.frozen
+class TaskAnswer:
+    """What a ``@task`` handler may return instead of its web framework's response: an empty one with this status."""
+
+    status: int
+
+
+def terminate_task() -> TaskAnswer:
+    """Return the answer that ends the task: 200. The handler has to return it in turn.
+
+    Source: Melange's ``terminateTask`` (SPEC 9.1).
+    """
+    return TaskAnswer(200)
+
+
+def repeat_task() -> TaskAnswer:
+    """Return the answer after which the task is tried again, on its retry schedule: 500. The handler has to return it in turn.
+
+    It counts as a failed attempt, but nothing is logged.
+
+    Source: Melange's ``repeatTask`` (SPEC 9.1).
+    """
+    return TaskAnswer(500)

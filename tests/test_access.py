@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
 
@@ -12,7 +13,7 @@ from aiotaskqueue._headers import task_headers
 from aiotaskqueue.errors import NotInTaskError
 from aiotaskqueue.signing import KeyRing, Refusal, RefusalReason, sign
 from aiotaskqueue.tasks import current_task
-from aiotaskqueue.worker import AccessCheck, Admission, running
+from aiotaskqueue.worker import AccessCheck, Admission, TaskInfo, running
 
 GENUINE = signed_headers(make_record())
 
@@ -131,6 +132,17 @@ def test_memory_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
 
     assert ["admitted", RefusalReason.REPLAYED] == [outcome(check, heads[1]), outcome(check, heads[0])]
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+
+def test_no_more_is_forgotten_than_has_to_be() -> None:
+    """Of attempts that expire in the same second the oldest is forgotten for the one that comes; the others are still refused."""
+    check = make_check(max_remembered=3)
+    heads = [signed_headers(make_record(lease_token=token)) for token in range(1, 5)]
+    for head in heads:
+        outcome(check, head)
+    outcomes = [outcome(check, head) for head in [*heads[1:], heads[0]]]
+
+    assert [*[RefusalReason.REPLAYED] * 3, "admitted"] == outcomes
 
 
 def test_refused_head_is_not_remembered() -> None:
@@ -257,6 +269,7 @@ def test_remaining_seconds(seconds: float, remaining: float) -> None:
     assert remaining == result.info.remaining_seconds()
 
 
+@pytest.mark.row(61)
 def test_current_task() -> None:
     """There is a current task within the block, and none after it."""
     info = admission().info
@@ -265,6 +278,26 @@ def test_current_task() -> None:
 
     with pytest.raises(NotInTaskError, match="There is no current task"):
         current_task()
+
+
+@pytest.mark.anyio
+@pytest.mark.row(61)
+async def test_no_current_task_after_its_end() -> None:
+    """What a handler has started knows the task until the handler has ended."""
+    info, ended = admission().info, asyncio.Event()
+
+    async def go_on() -> TaskInfo:
+        assert info is current_task()
+        await ended.wait()
+        return current_task()
+
+    with running(info):
+        background = asyncio.create_task(go_on())
+        await asyncio.sleep(0)
+    ended.set()
+
+    with pytest.raises(NotInTaskError):
+        await background
 
 
 def test_no_current_task_within_another() -> None:

@@ -27,8 +27,8 @@ from web_adapters import serve_asgi
 
 from aiotaskqueue import Queue, Task, TaskQueueService, TaskRetryOptions, add
 from aiotaskqueue.errors import ConfigError, NotStartedError
-from aiotaskqueue.tasks import current_task
-from aiotaskqueue.testing import RecordingDelivery
+from aiotaskqueue.tasks import DeadlineExceededError, current_task
+from aiotaskqueue.testing import RecordingDelivery, VirtualClock
 from aiotaskqueue.web.starlette import default_url_path, init_app, init_worker, lifespan, task
 
 pytestmark = pytest.mark.anyio
@@ -205,6 +205,39 @@ async def test_failing_handler_is_retried(path: Path, make: Make) -> None:
         await until(lambda: len(counts) == 3)
 
     assert [0, 1, 2] == counts
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+async def test_deadline(path: Path, make: Make, kind: Any) -> None:
+    """At 30 s of the service's clock a handler gets the error and may still succeed; one that does not end is cancelled at 31 s."""
+    clock = VirtualClock(auto_advance=True)
+    events: list[tuple[str, float]] = []
+    start = clock.monotonic()
+
+    @task
+    async def worker(request: Request) -> None:
+        try:
+            await clock.sleep(60)
+        except DeadlineExceededError:
+            events.append((current_task().name, clock.monotonic() - start))
+            if current_task().name == "slow":
+                await clock.sleep(60)
+
+    service = TaskQueueService(path, clock=clock)
+    app = make(service, kind=kind)
+    app.add_route("/worker", worker, methods=["POST"])
+    async with serve(app):
+        await service.queue().add([Task(url="/worker", name=name, retry_options=ONCE) for name in ("quick", "slow")])
+        await until(lambda: left(path) == 1 and service.health().is_ok and len(events) == 2)
+        await service.run_until_idle()
+        stored = await service.queue().get_task("slow")
+
+    assert [("quick", 30.0), ("slow", 30.0)] == sorted(events)
+    assert "dead" == stored.state.name.lower()
+
+
+ONCE = TaskRetryOptions(task_retry_limit=0)
 
 
 async def test_base_url(path: Path, make: Make) -> None:

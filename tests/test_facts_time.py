@@ -1,4 +1,4 @@
-"""Facts of asyncio and anyio on which waiting and cancelling stand (RELIABILITY 0, facts 4 and 9; pitfalls A1, A2, A5, A9).
+"""Facts of asyncio and anyio on which waiting and cancelling stand (RELIABILITY 0, facts 4 and 9; pitfalls A1, A2, A5, A7, A9).
 
 Each fact has its control: the naive pattern, shown to fail. If a control begins to pass, the pattern is needed no more.
 """
@@ -9,13 +9,16 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from typing import Any
 
 import anyio
 import pytest
 
 from aiotaskqueue._clock import SystemClock
 from aiotaskqueue._service import _outlast
+from aiotaskqueue.tasks import DeadlineExceededError
 
 pytestmark = pytest.mark.anyio
 
@@ -260,6 +263,99 @@ async def test_ours_a_cutoff_keeps_an_answer_that_came_in_time() -> None:
             answer = await reader.readexactly(2)
 
     assert (b"ok", False) == (answer, cutoff.was_cut)
+
+
+# --- A7: errors thrown into a wait ---------------------------------------------------------------------------------
+
+
+class ForeignError(BaseException):
+    """An error of which asyncio knows nothing."""
+
+
+@types.coroutine
+def throwing(work: Coroutine[Any, Any, None], error: type[BaseException]) -> Generator[Any, Any, None]:
+    """Wait for `work`; throw an error into it in place of a cancellation."""
+    thrown: BaseException | None = None
+    while True:
+        try:
+            waited_for = work.send(None) if thrown is None else work.throw(thrown)
+        except StopIteration:
+            return
+        thrown = None
+        try:
+            yield waited_for
+        except asyncio.CancelledError:
+            thrown = error()
+
+
+async def throw_into_a_group(error: type[BaseException]) -> tuple[bool, bool]:
+    """Throw the error where a task group waits for its task; return whether the group has ended, and whether its task has."""
+    inner: list[asyncio.Task[bool]] = []
+
+    async def wait() -> None:
+        async with asyncio.TaskGroup() as tg:
+            inner.append(tg.create_task(asyncio.Event().wait()))
+
+    async def run() -> None:
+        with contextlib.suppress(error):
+            await throwing(wait(), error)
+
+    task = asyncio.create_task(run())
+    await turns()
+    task.cancel()
+    await turns()
+    ended = task.done(), inner[0].done()
+    inner[0].cancel()
+    await asyncio.wait({task, *inner})
+    return ended
+
+
+async def throw_into_a_condition(error: type[BaseException]) -> bool:
+    """Throw the error where a condition waits for its lock, which we have; return whether we have it still."""
+    condition = asyncio.Condition()
+
+    async def run() -> None:
+        with contextlib.suppress(error, asyncio.CancelledError):
+            await throwing(wait(), error)
+
+    async def wait() -> None:
+        async with condition:
+            await condition.wait()
+
+    task = asyncio.create_task(run())
+    await turns()
+    async with condition:
+        condition.notify()
+        await turns()
+        task.cancel()
+        await turns()
+        is_ours = condition.locked()
+        if not is_ours:
+            await condition.acquire()
+    await asyncio.wait({task})
+    return is_ours
+
+
+async def test_naive_a_group_forgets_its_tasks_for_a_foreign_error() -> None:
+    """Control, A7: a task group into which a BaseException is thrown while it waits for its tasks ends, and they go on."""
+    assert (True, False) == await throw_into_a_group(ForeignError)
+
+
+@pytest.mark.promise("P7")
+async def test_ours_a_group_ends_its_tasks_at_the_deadline() -> None:
+    """A7: our error, a CancelledError, ends the tasks as well."""
+    assert (True, True) == await throw_into_a_group(DeadlineExceededError)
+
+
+async def test_naive_a_condition_loses_its_lock_for_a_foreign_error() -> None:
+    """Control, A7: a condition into which a BaseException is thrown while it waits for its lock releases somebody else's."""
+    assert not await throw_into_a_condition(ForeignError)
+
+
+@pytest.mark.promise("P7")
+async def test_ours_a_condition_keeps_its_lock_at_the_deadline() -> None:
+    """A7: for our error, a CancelledError, it waits on until it has the lock."""
+    assert await throw_into_a_condition(DeadlineExceededError)
 
 
 # --- A9: small steps of large floats -------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from yarl import URL
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.errors import ConfigError, NotInTaskError
 from aiotaskqueue.signing import KeyRing, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError, current_task
+from aiotaskqueue.tasks import FatalTaskError, TaskAnswer, current_task, repeat_task, terminate_task
 from aiotaskqueue.web.aiohttp import _CHECK, default_url_path, init_worker, install, task
 from aiotaskqueue.worker import AccessCheck, TaskInfo
 
@@ -203,6 +203,18 @@ async def test_response_is_passed_on(status: int) -> None:
         return web.Response(status=status)
 
     assert status == await status_of(handler)
+
+
+@pytest.mark.parametrize(("answer", "status"), [(terminate_task, 200), (repeat_task, 500)])
+async def test_answer_without_a_response(answer: Callable[[], TaskAnswer], status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What terminate_task() and repeat_task() give becomes a response; nothing is logged (SPEC 9.1)."""
+
+    @task
+    async def handler(request: web.Request) -> TaskAnswer:
+        return answer()
+
+    assert status == await status_of(handler)
+    assert [] == [record.message for record in caplog.records if record.name.startswith("aiotaskqueue")]
 
 
 async def test_raised_response_is_passed_on() -> None:
@@ -510,6 +522,7 @@ async def test_disguised_handler() -> None:
     assert [BODY] == calls.bodies
 
 
+@pytest.mark.row(62)
 async def test_no_access_check(caplog: pytest.LogCaptureFixture) -> None:
     """Without an access check a task refuses everything and says why."""
     app = web.Application()
@@ -647,18 +660,21 @@ def test_task_keeps_name_and_docstring() -> None:
     assert (who.__name__, who.__doc__, who) == (marked.__name__, marked.__doc__, marked.__wrapped__)  # type: ignore[attr-defined]
 
 
+@pytest.mark.row(62)
 @pytest.mark.parametrize("marked", [task(who), task(verify=True)(who), functools.wraps(task(who))(lambda request: task(who)(request))])
 def test_task_twice(marked: Endpoint) -> None:
     """What is a task is not made one again, also when another decorator came between."""
     assert marked is task(marked)
 
 
+@pytest.mark.row(62)
 def test_task_twice_differently() -> None:
     """A task cannot be both verified and open."""
     with pytest.raises(TypeError, match="Handler who is a task with verify=True already"):
         task(verify=False)(task(who))
 
 
+@pytest.mark.row(62)
 @pytest.mark.parametrize("value", [None, "handler", 5, web.View, Calls])
 def test_task_of_something_else(value: object) -> None:
     """Only functions can be tasks."""

@@ -19,6 +19,7 @@ import httpx
 import pydantic
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
+from hostile import FastClock
 from signed_requests import SECRET, Headers, StoppedClock, make_record, signed_headers
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
@@ -32,9 +33,12 @@ from aiotaskqueue._clock import SystemClock
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.delivery._base import Answer, NoAnswer
 from aiotaskqueue.delivery.asgi import ASGIDelivery
+from aiotaskqueue.errors import NotInTaskError
+from aiotaskqueue.signing import KeyRing
 from aiotaskqueue.tasks import FatalTaskError, current_task
 from aiotaskqueue.web import starlette as module
-from aiotaskqueue.web.starlette import init_worker, task
+from aiotaskqueue.web.starlette import init_worker, install, task
+from aiotaskqueue.worker import AccessCheck
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +110,29 @@ async def test_error_of_a_sync_handler(error: Exception, status: int) -> None:
         raise error
 
     assert status == (await ask(routing(handler))).status_code
+
+
+@pytest.mark.promise("P7")
+async def test_deadline_of_a_sync_handler(caplog: pytest.LogCaptureFixture) -> None:
+    """A thread cannot be interrupted: at the deadline its attempt fails, and it runs on, outside of the task."""
+    clock, may_end, ended = FastClock(), threading.Event(), threading.Event()
+    seen: list[float] = []
+
+    @task
+    def handler(request: Request) -> None:
+        may_end.wait(5)
+        with pytest.raises(NotInTaskError):
+            seen.append(current_task().remaining_seconds())
+        ended.set()
+
+    app = Starlette(routes=[Route("/worker", handler, methods=["POST"])])
+    install(app, AccessCheck(KeyRing([SECRET]), clock))
+    headers = signed_headers(make_record(), created=int(clock.time()), deadline_seconds=1.0)
+
+    assert 500 == (await ask(app, headers=headers)).status_code
+    may_end.set()
+    assert ended.wait(5)
+    assert ([], True) == (seen, "Task welcome-1 exceeded its deadline." in caplog.text)
 
 
 async def test_plain_function_around_a_coroutine_function() -> None:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import io
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from aiohttp import ClientSession
+from hostile import FastClock
 from signed_requests import BODY, NOW, SECRET, Headers, StoppedClock, make_record, replaced, signed_headers, without
 from web_adapters import ADAPTERS, Adapter, Seen, Work
 from yarl import URL
@@ -17,7 +18,7 @@ from yarl import URL
 from aiotaskqueue._record import TaskRecord
 from aiotaskqueue.errors import ConfigError, NotInTaskError
 from aiotaskqueue.signing import KeyRing, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError, current_task
+from aiotaskqueue.tasks import DeadlineExceededError, FatalTaskError, TaskAnswer, current_task, repeat_task, terminate_task
 from aiotaskqueue.worker import AccessCheck, TaskInfo
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +188,39 @@ async def test_other_error(adapter: Adapter, error: Exception, caplog: pytest.Lo
     assert 500 == await status_of(adapter, work)
     assert "Task welcome-1 failed." in caplog.text
     assert "Canary." in caplog.text
+
+
+@pytest.mark.parametrize(("answer", "status"), [(terminate_task, 200), (repeat_task, 500)])
+async def test_answer_of_a_task(adapter: Adapter, answer: Callable[[], TaskAnswer], status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What terminate_task() and repeat_task() give becomes a response; nothing is logged (SPEC 9.1)."""
+
+    async def work(seen: Seen) -> TaskAnswer:
+        return answer()
+
+    assert status == await status_of(adapter, work)
+    assert [] == of_the_adapter(adapter, caplog)
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("is_caught", [True, False])
+async def test_deadline(adapter: Adapter, is_caught: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """At its deadline a handler that waits gets an error; it may catch it and succeed, else that is logged and answered with 500."""
+    clock = FastClock()
+
+    async def work(seen: Seen) -> None:
+        try:
+            await asyncio.Event().wait()
+        except DeadlineExceededError:
+            assert 0 == current_task().remaining_seconds()
+            if not is_caught:
+                raise
+
+    app = adapter.make_app(work, check=AccessCheck(KeyRing([SECRET]), clock))
+    headers = signed_headers(make_record(), created=int(clock.time()), deadline_seconds=1.0)
+    async with serve(adapter, app) as client:
+        assert (200 if is_caught else 500) == await client.deliver(headers=headers)
+
+    assert is_caught is not ("Task welcome-1 exceeded its deadline." in caplog.text)
 
 
 @pytest.mark.row(61)

@@ -19,6 +19,7 @@ import uvicorn
 from aiohttp import web
 from signed_requests import SECRET, StoppedClock
 
+from aiotaskqueue.tasks import TaskAnswer
 from aiotaskqueue.web import aiohttp as on_aiohttp
 from aiotaskqueue.web import starlette as on_starlette
 from aiotaskqueue.worker import AccessCheck
@@ -35,8 +36,8 @@ class Seen:
     body: bytes
 
 
-Work = Callable[[Seen], Awaitable[int | None]]
-"""What a handler does; it returns the status of a response, or None."""
+Work = Callable[[Seen], Awaitable[int | TaskAnswer | None]]
+"""What a handler does; it returns the status of a response, or what a task may return in every framework."""
 
 
 class Adapter(ABC):
@@ -91,10 +92,12 @@ class Aiohttp(Adapter):
         return self._app(work, "/worker", "task" if verify else "open")
 
     def _app(self, work: Work, path: str, kind: str) -> web.Application:
-        async def handler(request: web.Request) -> web.Response | None:
+        async def handler(request: web.Request) -> web.Response | TaskAnswer | None:
             seen = Seen(request.method, request.raw_path, list(request.headers.items()), await request.read())
             status = await work(seen)
-            return web.Response() if status is None and kind == "page" else None if status is None else web.Response(status=status)
+            if kind != "page" and not isinstance(status, int):
+                return status
+            return web.Response(status=status if isinstance(status, int) else 200)
 
         app = web.Application(client_max_size=2**22)
         app.router.add_route("*", path.replace("{tail}", "{tail:.*}"), _mark(on_aiohttp.task, kind, handler))
@@ -150,11 +153,11 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def _starlette_handler(work: Work, kind: str) -> Callable[[starlette.requests.Request], Awaitable[Any]]:
-    async def handler(request: starlette.requests.Request) -> starlette.responses.Response | None:
+    async def handler(request: starlette.requests.Request) -> starlette.responses.Response | TaskAnswer | None:
         status = await work(await see(request))
-        if status is None and kind != "page":
-            return None
-        return starlette.responses.Response(status_code=200 if status is None else status)
+        if kind != "page" and not isinstance(status, int):
+            return status
+        return starlette.responses.Response(status_code=status if isinstance(status, int) else 200)
 
     return handler
 
@@ -175,7 +178,7 @@ class FastAPI(Starlette):
     def _app(self, work: Work, path: str, kind: str) -> fastapi.FastAPI:
         async def handler(seen: Annotated[Seen, fastapi.Depends(see)]) -> Any:
             status = await work(seen)
-            return None if status is None else starlette.responses.Response(status_code=status)
+            return starlette.responses.Response(status_code=status) if isinstance(status, int) else status
 
         app = fastapi.FastAPI()
         marked = _mark(on_starlette.task, kind, handler)

@@ -24,15 +24,15 @@ from aiotaskqueue._headers import is_reserved
 from aiotaskqueue._service import TaskQueueService
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.signing import KeyRing, Refusal, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError
-from aiotaskqueue.worker import AccessCheck, Admission, TaskInfo, running
+from aiotaskqueue.tasks import FatalTaskError, TaskAnswer
+from aiotaskqueue.worker import AccessCheck, Admission, DeadlineExceededError, TaskInfo, run_with_deadline, running
 
 __all__ = ["default_url_path", "init_app", "init_worker", "install", "task"]
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
-Result: TypeAlias = web.StreamResponse | None
+Result: TypeAlias = web.StreamResponse | TaskAnswer | None
 Handler: TypeAlias = Callable[P, Awaitable[Result]]
 TaskHandler: TypeAlias = Callable[P, Awaitable[web.StreamResponse]]
 
@@ -145,8 +145,11 @@ def task(handler: Handler[P] | None = None, /, *, verify: bool = True) -> TaskHa
 
     What the handler does becomes an answer: returning None ends the task (200), a response is passed on, raising
     FatalTaskError ends the task (it is logged, 200), any other exception is logged and the task is retried (500).
-    ``web.HTTPException`` is a response. A request that is no genuine delivery gets 403 with an empty body before the
-    handler runs. Applied twice it is applied once.
+    ``web.HTTPException`` is a response, and so is what ``terminate_task()`` and ``repeat_task()`` return. A request that
+    is no genuine delivery gets 403 with an empty body before the handler runs. Applied twice it is applied once.
+
+    When the task's deadline has passed, DeadlineExceededError is raised in the handler where it waits; a second later it
+    is cancelled. If it does not catch the error, or takes longer, that is logged and the task is retried (500).
 
     Args:
         handler: The coroutine function. It keeps its signature.
@@ -175,7 +178,7 @@ def _as_task(handler: Handler[P], verify: bool) -> TaskHandler[P]:
         if isinstance(info, Refusal):
             return web.Response(status=403)
         with running(info):
-            return await _answer(request, info.name if info else name, handler, *args, **kwargs)
+            return await _answer(request, info, name, handler, *args, **kwargs)
 
     setattr(run, _MARK, verify)
     return run
@@ -202,23 +205,37 @@ def _request_of(args: Sequence[object]) -> web.Request:
     raise TypeError("A @task handler was called without a request; aiohttp calls it, tasks are added with add().")
 
 
-async def _answer(request: web.Request, name: str, handler: Handler[P], *args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
+async def _answer(
+    request: web.Request, info: TaskInfo | None, name: str, handler: Handler[P], *args: P.args, **kwargs: P.kwargs
+) -> web.StreamResponse:
     """Run the handler and turn how it ends into an answer."""
-    status = 200
+    name = info.name if info else name
     try:
-        response = await handler(*args, **kwargs)
-        if response is not None:
-            if isinstance(response, web.StreamResponse):
-                return response
-            raise TypeError(f"Handler returned an object of type {type(response).__name__}; return a response, or None for 200.")
+        work = handler(*args, **kwargs)
+        result = await (run_with_deadline(info, work) if info else work)
+        if isinstance(result, web.StreamResponse):
+            return result
+        status = _status_of(result)
     except web.HTTPException:
         raise
     except FatalTaskError:
         logger.exception("Task %s ended for good.", name)
+        status = 200
+    except DeadlineExceededError:
+        logger.exception("Task %s exceeded its deadline.", name)
+        status = 500
     except Exception:
         logger.exception("Task %s failed.", name)
         status = 500
     return _empty_response(request, status)
+
+
+def _status_of(result: TaskAnswer | None) -> int:
+    if result is None:
+        return 200
+    if isinstance(result, TaskAnswer):
+        return result.status
+    raise TypeError(f"Handler returned an object of type {type(result).__name__}; return a response, or None for 200.")
 
 
 def _empty_response(request: web.Request, status: int) -> web.Response:

@@ -41,8 +41,8 @@ from aiotaskqueue._service import TaskQueueService
 from aiotaskqueue.delivery.asgi import ATTEMPT, Attempt
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.signing import KeyRing, Refusal, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError
-from aiotaskqueue.worker import AccessCheck, Admission, TaskInfo, running
+from aiotaskqueue.tasks import FatalTaskError, TaskAnswer
+from aiotaskqueue.worker import AccessCheck, Admission, DeadlineExceededError, TaskInfo, run_with_deadline, running
 
 # Source: the access check's own limit; here for servers that do not say how long a body is (HTTP/2).
 from aiotaskqueue.worker._access import MAX_BODY_BYTES
@@ -196,21 +196,21 @@ class _Decorator(Protocol):
     """What ``task(verify=...)`` returns."""
 
     @overload
-    def __call__(self, handler: Callable[P, Awaitable[Response | None]], /) -> Callable[P, Work[Response]]: ...
+    def __call__(self, handler: Callable[P, Awaitable[Response | TaskAnswer | None]], /) -> Callable[P, Work[Response]]: ...
     @overload
     def __call__(self, handler: Callable[P, Awaitable[R]], /) -> Callable[P, Work[R]]: ...
     @overload
-    def __call__(self, handler: Callable[P, Response | None], /) -> Callable[P, Work[Response]]: ...
+    def __call__(self, handler: Callable[P, Response | TaskAnswer | None], /) -> Callable[P, Work[Response]]: ...
     @overload
     def __call__(self, handler: Callable[P, R], /) -> Callable[P, Work[R]]: ...
 
 
 @overload
-def task(handler: Callable[P, Awaitable[Response | None]], /) -> Callable[P, Work[Response]]: ...
+def task(handler: Callable[P, Awaitable[Response | TaskAnswer | None]], /) -> Callable[P, Work[Response]]: ...
 @overload
 def task(handler: Callable[P, Awaitable[R]], /) -> Callable[P, Work[R]]: ...
 @overload
-def task(handler: Callable[P, Response | None], /) -> Callable[P, Work[Response]]: ...
+def task(handler: Callable[P, Response | TaskAnswer | None], /) -> Callable[P, Work[Response]]: ...
 @overload
 def task(handler: Callable[P, R], /) -> Callable[P, Work[R]]: ...
 @overload
@@ -220,16 +220,20 @@ def task(handler: Callable[..., Any] | None = None, /, *, verify: bool = True) -
 
     What the handler does becomes an answer: returning None ends the task (200), a response is passed on, raising
     FatalTaskError ends the task (it is logged, 200), any other exception is logged and the task is retried (500). An
-    ``HTTPException`` is a response. Any other value is made a response by FastAPI; in Starlette it is an error (500). A
-    request that is no genuine delivery gets 403 with an empty body before the handler runs, before FastAPI reads the
-    request's body and before the handler's dependencies run; those of a router or of the application run earlier where
-    there is no body.
+    ``HTTPException`` is a response, and so is what ``terminate_task()`` and ``repeat_task()`` return. Any other value is
+    made a response by FastAPI; in Starlette it is an error (500). A request that is no genuine delivery gets 403 with an
+    empty body before the handler runs, before FastAPI reads the request's body and before the handler's dependencies run;
+    those of a router or of the application run earlier where there is no body.
+
+    When the task's deadline has passed, DeadlineExceededError is raised in the handler where it waits; a second later it
+    is cancelled. If it does not catch the error, or takes longer, that is logged and the task is retried (500).
 
     Applied twice it is applied once.
 
     Args:
         handler: The function. It keeps its signature, dependencies, path parameters and models included. One that is no
-            coroutine function runs in a thread.
+            coroutine function runs in a thread, which nobody can interrupt: at the deadline its attempt fails, and it
+            runs on.
         verify: False lets everybody call the handler, and logs a warning.
 
     Raises:
@@ -258,7 +262,7 @@ def _as_task(handler: Callable[..., Any], verify: bool) -> Callable[..., Any]:
         except _RefusedError:
             return Response(status_code=403)
         with running(info):
-            return await _answer(info.name if info else name, functools.partial(handler, *args, **kwargs), is_fastapi=entry is not None)
+            return await _answer(info, name, functools.partial(handler, *args, **kwargs), is_fastapi=entry is not None)
 
     setattr(run, _MARK, verify)
     _add_dependency(run, _signature_of(handler), name, verify)
@@ -317,29 +321,41 @@ def _request_of(arguments: Iterable[object]) -> Request:
     raise TypeError("A @task handler was called without a request; the framework calls it, tasks are added with add().")
 
 
-async def _answer(name: str, handler: functools.partial[Any], *, is_fastapi: bool) -> object:
+async def _answer(info: TaskInfo | None, name: str, handler: functools.partial[Any], *, is_fastapi: bool) -> object:
     """Run the handler and turn how it ends into an answer."""
+    name = info.name if info else name
     try:
-        result = await _call(handler)
-        if result is None:
-            return Response(status_code=200)
-        if is_fastapi or isinstance(result, Response):
+        work = handler() if _is_coroutine_function(handler) else _run_in_thread(handler)
+        result = await (run_with_deadline(info, work) if info else work)
+        if isinstance(result, Response):
             return result
-        raise TypeError(f"Handler returned an object of type {type(result).__name__}; return a response, or None for 200.")
+        if is_fastapi and not isinstance(result, TaskAnswer | None):
+            return result
+        status = _status_of(result)
     except HTTPException:
         raise
     except FatalTaskError:
         logger.exception("Task %s ended for good.", name)
-        return Response(status_code=200)
+        status = 200
+    except DeadlineExceededError:
+        logger.exception("Task %s exceeded its deadline.", name)
+        status = 500
     except Exception:
         logger.exception("Task %s failed.", name)
-        return Response(status_code=500)
+        status = 500
+    return Response(status_code=status)
 
 
-async def _call(handler: functools.partial[Any]) -> object:
-    """Call the user's handler: the only place that does."""
-    if _is_coroutine_function(handler):
-        return await handler()
+def _status_of(result: object) -> int:
+    if result is None:
+        return 200
+    if isinstance(result, TaskAnswer):
+        return result.status
+    raise TypeError(f"Handler returned an object of type {type(result).__name__}; return a response, or None for 200.")
+
+
+async def _run_in_thread(handler: functools.partial[Any]) -> object:
+    """Run a handler that is no coroutine function; at the deadline it is no longer waited for, since a thread cannot be stopped."""
     result = await run_in_threadpool(handler)
     # Of a plain function around a coroutine function, as other decorators make them.
     return await result if inspect.isawaitable(result) else result

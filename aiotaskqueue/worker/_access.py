@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import logging
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,7 @@ class _SeenAttempts:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._attempts: set[str] = set()
-        self._by_expiry: dict[int, list[str]] = {}
+        self._by_expiry: dict[int, deque[str]] = {}
         self._seconds: list[int] = []
         """The keys of that, as a heap."""
         self._has_warned = False
@@ -152,7 +152,7 @@ class _SeenAttempts:
         self._attempts.add(attempt)
         expiring = self._by_expiry.get(verdict.expires)
         if expiring is None:
-            expiring = self._by_expiry[verdict.expires] = []
+            expiring = self._by_expiry[verdict.expires] = deque()
             heapq.heappush(self._seconds, verdict.expires)
         expiring.append(attempt)
         return True
@@ -165,7 +165,7 @@ class _SeenAttempts:
     def _forget_soonest(self) -> None:
         # To refuse new deliveries instead would stop the queue; this leaves the shortest possible time for a replay.
         expiring = self._by_expiry[self._seconds[0]]
-        self._attempts.remove(expiring.pop())
+        self._attempts.remove(expiring.popleft())
         if not expiring:
             del self._by_expiry[heapq.heappop(self._seconds)]
         if not self._has_warned:

@@ -11,11 +11,13 @@ import attrs
 from aiotaskqueue.errors import NotInTaskError
 
 if TYPE_CHECKING:
-    from aiotaskqueue._clock import Clock
+    from collections.abc import Callable
+
+    from aiotaskqueue._clock import Clock, Timer
     from aiotaskqueue._headers import TaskHeaders
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_current: ContextVar[TaskInfo | None] = ContextVar("aiotaskqueue_current_task", default=None)
+_current: ContextVar[running | None] = ContextVar("aiotaskqueue_current_task", default=None)
 
 
 @attrs.frozen
@@ -59,14 +61,18 @@ class TaskInfo:
         """Return the time until the deadline, in seconds; 0.0 once it has passed."""
         return max(0.0, self._ends_at - self._clock.monotonic())
 
+    def _call_after_deadline(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return self._clock.call_at(self._ends_at + seconds, callback)
+
 
 def current_task() -> TaskInfo:
-    """Return the task whose request is being handled.
+    """Return the task whose request is being handled; also in what the handler has started, until it has ended.
 
     Raises:
-        NotInTaskError: The code does not run inside of a genuine delivery to a ``@task`` handler.
+        NotInTaskError: The code does not run inside of a genuine delivery to a ``@task`` handler, or the handler has ended.
     """
-    info = _current.get()
+    block = _current.get()
+    info = block.info if block is not None else None
     if info is None:
         raise NotInTaskError("There is no current task; call current_task() inside of a @task handler that a queue has called.")
     return info
@@ -75,14 +81,16 @@ def current_task() -> TaskInfo:
 class running:  # a block's word, as those of contextlib
     """Makes `info` the current task while the block runs; None: there is no current task in it."""
 
-    __slots__ = ("_info", "_token")
+    __slots__ = ("_token", "info")
 
     def __init__(self, info: TaskInfo | None) -> None:
-        self._info = info
+        self.info = info
 
     def __enter__(self) -> None:
-        self._token = _current.set(self._info)
+        self._token = _current.set(self)
 
     def __exit__(self, *exc_info: object) -> None:
+        # Tasks and threads that were started within the block have a copy of its context.
+        self.info = None
         # A server may handle the next request of a connection in the same context.
         _current.reset(self._token)

@@ -9,6 +9,7 @@ from typing import assert_type
 
 from aiohttp import web
 
+from aiotaskqueue.tasks import TaskAnswer, repeat_task, terminate_task
 from aiotaskqueue.web.aiohttp import task
 
 
@@ -21,6 +22,20 @@ async def answer_nothing(request: web.Request) -> None:
 async def answer_something(request: web.Request) -> web.Response:
     """Make the answer."""
     return web.Response()
+
+
+@task
+async def answer_without_aiohttp(request: web.Request) -> TaskAnswer:
+    """Say what becomes of the task."""
+    return terminate_task()
+
+
+@task
+async def answer_in_every_way(request: web.Request) -> web.Response | TaskAnswer | None:
+    """Answer as it happens."""
+    if request.can_read_body:
+        return repeat_task()
+    return web.Response() if request.query else None
 
 
 @task(verify=False)
@@ -43,6 +58,8 @@ async def call_them(request: web.Request) -> None:
     """Call the handlers as they were declared, and otherwise."""
     assert_type(await answer_nothing(request), web.StreamResponse)
     assert_type(await answer_something(request), web.StreamResponse)
+    assert_type(await answer_without_aiohttp(request), web.StreamResponse)
+    assert_type(await answer_in_every_way(request), web.StreamResponse)
     assert_type(await let_everybody_in(request, times=2), web.StreamResponse)
     assert_type(await View(request).post(), web.StreamResponse)
     await answer_nothing()  # type: ignore[call-arg]  # the request is missing

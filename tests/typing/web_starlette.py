@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from aiotaskqueue import TaskQueueService
+from aiotaskqueue.tasks import TaskAnswer, terminate_task
 from aiotaskqueue.web.starlette import init_app, lifespan, task
 
 app = FastAPI()
@@ -56,6 +57,12 @@ def block_with_a_value(user: int) -> dict[str, int]:
     return {"user": user}
 
 
+@task
+async def answer_in_every_way(request: Request) -> Response | TaskAnswer | None:
+    """Have the answer made by somebody."""
+    return terminate_task()
+
+
 class Worker(HTTPEndpoint):
     """A method is a handler, too."""
 
@@ -76,6 +83,7 @@ async def call_them(request: Request, worker: Worker) -> None:
     assert_type(await answer_a_value(5), dict[str, int])
     assert_type(await block_with_a_value(user=5), dict[str, int])
     assert_type(await worker.post(request), Response)
+    assert_type(await answer_in_every_way(request), Response)
     await answer_nothing()  # type: ignore[call-arg]  # the request is missing
     await let_everybody_in(request, times="2")  # type: ignore[arg-type]  # times is an int
     task("/nothing")  # type: ignore[call-overload]  # a path is no handler
