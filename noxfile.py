@@ -28,7 +28,7 @@ def groups(*names: str) -> tuple[str, ...]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests against the built package; without arguments, its coverage has to be 100 %."""
-    session.install(*groups("tests"), ".[yaml]")
+    session.install(*groups("tests"), ".[starlette,yaml]")
     # By its path, not by "-m pytest": that would put the source folder into sys.path, and what is tested is what users install.
     session.run("coverage", "run", f"{session.bin}/pytest", *session.posargs)
     if not session.posargs:
@@ -38,7 +38,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def crash(session: nox.Session) -> None:
     """Run what kills processes, fills disks and searches long for broken promises; takes minutes, and says where it is."""
-    session.install(*groups("tests"), ".[yaml]")
+    session.install(*groups("tests"), ".[starlette,yaml]")
     session.run(f"{session.bin}/pytest", "-m", "crash", "-v", "-s", *session.posargs)
 
 
@@ -68,14 +68,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types of the package, of its examples and of its public surface as users see it."""
-    session.install(*groups("typing"), "-e", ".[yaml]")
+    session.install(*groups("typing"), "-e", ".[starlette,yaml]")
     session.run("mypy", "aiotaskqueue", "examples", "tests/typing")
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a dangling reference is an error."""
-    session.install(*groups("docs"), "-e", ".[yaml]")
+    session.install(*groups("docs"), "-e", ".[starlette,yaml]")
     session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
 
 
@@ -84,3 +84,10 @@ def demo(session: nox.Session) -> None:
     """Run the counter example, which counts words by tasks; arguments: ``--crash`` or ``--serve``."""
     session.install(".")
     session.run("python", "examples/counter.py", *session.posargs)
+
+
+@nox.session
+def demo_fastapi(session: nox.Session) -> None:
+    """Run the counter example as a FastAPI application; argument: ``--serve``."""
+    session.install(".[starlette]", "fastapi", "uvicorn")
+    session.run("python", "examples/counter_fastapi.py", *session.posargs)

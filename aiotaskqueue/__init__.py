@@ -5,6 +5,7 @@ What applications use:
 * this module: `TaskQueueService`, `Queue`, `Task`, `add` and the values around them
 * `aiotaskqueue.errors`: every exception
 * `aiotaskqueue.web.aiohttp`: `init_app` and the `task` decorator for handlers
+* `aiotaskqueue.web.starlette`: the same for Starlette and FastAPI, and `lifespan`
 * `aiotaskqueue.tasks`: what handlers call
 * `aiotaskqueue.testing`: a clock and a delivery for tests
 

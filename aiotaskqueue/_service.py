@@ -43,10 +43,11 @@ from aiotaskqueue._queue import Queue, QueueStatistics
 from aiotaskqueue._record import NameGenerator
 from aiotaskqueue._service_arguments import check_arguments, check_timeout
 from aiotaskqueue._supervisor import supervise
-from aiotaskqueue._targets import Target, Targets
+from aiotaskqueue._targets import Embedding, Target, Targets
 from aiotaskqueue._task import Task
 from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.delivery._base import Delivery
+from aiotaskqueue.delivery.asgi import ASGIApp
 from aiotaskqueue.errors import ClosedError, ConfigError, ForkedProcessError, NotStartedError, StoreError, WrongLoopError
 from aiotaskqueue.signing import KeyRing
 from aiotaskqueue.stores._base import Store, StoredStatistics
@@ -87,8 +88,9 @@ class TaskQueueService:
     Args:
         database: Path of the SQLite file (also ``sqlite:///relative.db``, ``sqlite:////absolute.db``); ``":memory:"`` is for tests.
         queues: Path of a queue.yaml or queue.toml, an iterable of QueueConfig, or None: just the queue ``default``.
-        target: Where tasks go: a base URL, or an aiohttp Application that is run for this purpose; None: the
-            application that is given to ``init_app``.
+        target: Where tasks go: a base URL; an aiohttp Application, which is run for this purpose; an ASGI application,
+            which is called and whose lifespan somebody else runs; None: the application that embeds the service
+            (``init_app``, ``lifespan``).
         targets: Named targets, for ``Task(target=...)`` and ``QueueConfig(target=...)``.
         secrets: Signing keys, newest first: bytes (32 at least) or base64url text; None: one is made and kept in the store.
         dispatch: False: this process adds and inspects, and delivers nothing.
@@ -396,10 +398,15 @@ class TaskQueueService:
         """What tells this service the time."""
         return self._clock
 
-    def serve_app(self, app: web.Application, base_url: str) -> None:
+    def serve_app(self, app: web.Application | ASGIApp, base_url: str, state: Mapping[str, Any] | None = None) -> None:
         """Note that this application is run elsewhere and embeds the service; for the web adapters, before the start.
 
         Without a target it is what tasks are delivered to.
+
+        Args:
+            app: The application.
+            base_url: Gives the Host header, and a path that goes before every task's URL.
+            state: For an ASGI application: what its lifespan yields; each delivery gets a copy of what is in it by then.
 
         Raises:
             ConfigError: The service is started or closed, or another application embeds it.
@@ -408,7 +415,7 @@ class TaskQueueService:
             raise ConfigError("The service was started before; call init_app first, which starts it with the application.")
         if self._targets.is_embedded:
             raise ConfigError("The service belongs to another application, which starts and closes it; make one service for each.")
-        self._targets.serve(app, base_url)
+        self._targets.serve(Embedding(app, base_url, {} if state is None else state))
 
     # --- inside: the host ---
 

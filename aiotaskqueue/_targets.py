@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
+import attrs
 from aiohttp import web
 
 from aiotaskqueue._clock import Clock
@@ -12,19 +14,30 @@ from aiotaskqueue._record import TaskRecord
 from aiotaskqueue._task_arguments import shorten
 from aiotaskqueue.delivery._base import Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.delivery.aiohttp_app import AppDelivery
+from aiotaskqueue.delivery.asgi import ASGIApp, ASGIDelivery
 from aiotaskqueue.delivery.http import HTTPDelivery
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.signing import KeyRing
 
-Target = str | web.Application
+Target: TypeAlias = str | web.Application | ASGIApp
+
+
+@attrs.frozen(eq=False)
+class Embedding:
+    """An application that embeds the service, and how it is delivered to."""
+
+    app: web.Application | ASGIApp
+    base_url: str = attrs.field(repr=False)
+    state: Mapping[str, Any] = attrs.field(repr=False)
+    """For an ASGI application: what its lifespan has yielded by then."""
 
 
 class Targets:
     """Where the tasks of one service go.
 
     Args:
-        default: Where tasks go that name no target: a base URL, or an application that is run for this purpose; None: to
-            the application that embeds the service (`serve`).
+        default: Where tasks go that name no target: a base URL, an aiohttp Application, which is run for this purpose, or
+            an ASGI application, which is called; None: to the application that embeds the service (`serve`).
         named: Further ones by name.
         replacement: Takes the place of all of them.
         queues: All configured queues by name.
@@ -40,7 +53,7 @@ class Targets:
         self._named = _check_names(named)
         self._replacement = replacement
         self._queues = queues
-        self._served: tuple[web.Application, str] | None = None
+        self._served: Embedding | None = None
         self._deliveries: dict[str | None, Delivery] = {}
         self._check()
 
@@ -59,15 +72,15 @@ class Targets:
         """Those that `open` has made; none: nothing can be delivered."""
         return self._deliveries.values()
 
-    def serve(self, app: web.Application, base_url: str) -> None:
-        """Note that `app` embeds the service; without another target it is the default one.
+    def serve(self, embedding: Embedding) -> None:
+        """Note which application embeds the service; without another target it is the default one.
 
         Raises:
-            ConfigError: `base_url` is none, or this system has no UNIX sockets.
+            ConfigError: Its base URL is none, or it is an aiohttp Application and this system has no UNIX sockets.
         """
-        self._served = app, base_url
+        self._served = embedding
         if self._default is None and self._replacement is None:
-            self._make(app, None)
+            self._make(embedding.app, None)
 
     async def open(self, keys: KeyRing, clock: Clock) -> None:
         """Make and open the deliveries; `keys` sign what they carry."""
@@ -95,20 +108,23 @@ class Targets:
 
     def _make_all(self, keys: KeyRing) -> None:
         self._deliveries.update({name: self._make(target, keys) for name, target in self._named.items()})
-        default = self._served[0] if self._default is None and self._served is not None else self._default
+        default = self._served.app if self._default is None and self._served is not None else self._default
         if default is not None:
             self._deliveries[None] = self._make(default, keys)
         elif self._deliveries:
             self._deliveries[None] = _NoTarget()
 
     def _make(self, target: Target, keys: KeyRing | None) -> Delivery:
-        if self._served is not None and target is self._served[0]:
-            return AppDelivery(self._served[0], is_run_elsewhere=True, base_url=self._served[1], keys=keys)
-        if isinstance(target, web.Application):
-            return AppDelivery(target, is_run_elsewhere=False, keys=keys)
+        served = self._served if self._served is not None and target is self._served.app else None
         if isinstance(target, str):
             return HTTPDelivery(target, keys=keys)
-        raise ConfigError(f"A target is a base URL or an aiohttp Application, not an object of type {type(target).__name__}.")
+        if isinstance(target, web.Application):
+            base_url = "http://localhost" if served is None else served.base_url
+            return AppDelivery(target, is_run_elsewhere=served is not None, base_url=base_url, keys=keys)
+        if not callable(target) or isinstance(target, type):
+            kind = type(target).__name__
+            raise ConfigError(f"A target is a base URL, an aiohttp Application or an ASGI application, not an object of type {kind}.")
+        return ASGIDelivery(target) if served is None else ASGIDelivery(target, served.base_url, state=served.state)
 
 
 def _check_names(named: Mapping[str, Target]) -> dict[str, Target]:

@@ -28,6 +28,8 @@ nitpick_ignore_regex = [
     # Private classes in the signatures of public ones, and what only web adapters use.
     (r"py:class", r"aiotaskqueue\..*\._\w+"),
     (r"py:class", r"aiotaskqueue\.worker\._access\.AccessCheck"),
+    # Type variables.
+    (r"py:class", r"aiotaskqueue\.web\.\w+\.(App|R)"),
     # What queues ask of their service.
     (r"py:class", r"aiotaskqueue\._managing\.Managing"),
 ]

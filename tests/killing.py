@@ -143,9 +143,9 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     os.waitid(os.P_PID, child.pid, os.WSTOPPED)
 
 
-def wait_until(claim: Callable[[], object]) -> float:
+def wait_until(claim: Callable[[], object], patience_seconds: float = PATIENCE_SECONDS) -> float:
     """Look every 2 ms, from outside, whether it is so; return the monotonic time at which it was."""
-    until = time.monotonic() + PATIENCE_SECONDS
+    until = time.monotonic() + patience_seconds
     while not claim():
         assert time.monotonic() < until, "It did not come to that"
         time.sleep(POLL_SECONDS)

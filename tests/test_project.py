@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from starlette.applications import Starlette
 
 import aiotaskqueue
 from aiotaskqueue import TaskRetryOptions, errors
@@ -276,6 +277,9 @@ async def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch
     app = namespace.get("app")
     if isinstance(app, web.Application):
         async with TestServer(app):
+            pass
+    if isinstance(app, Starlette):
+        async with app.router.lifespan_context(app):
             pass
     for shown in [value for name, value in namespace.items() if name.startswith("test_")]:
         await shown()  # type: ignore[operator]  # a coroutine function, or the page is wrong

@@ -168,11 +168,14 @@ async def test_host_of_sqlite() -> None:
         ("http:///path", "Base URL 'http:///path' "),
         ("http://user:hunter2@host", "Base URL 'http://***@host' has userinfo"),
         ("http://user:hunter2/hunter2@host", "Base URL 'http://***' cannot be parsed"),
-        (["http://user:hunter2@host"], "A target is a base URL or an aiohttp Application, not an object of type list."),
+        (
+            ["http://user:hunter2@host"],
+            "not an object of type list.",
+        ),
         ("http://host/?a=1", "Base URL 'http://host/?***' has a query; "),
         ("http://host/#f", "Base URL 'http://host/#***' has a fragment; "),
-        (5, "A target is a base URL or an aiohttp Application, not an object of type int."),
-        (object, "A target is a base URL or an aiohttp Application, not an object of type type."),
+        (5, "not an object of type int."),
+        (object, "A target is a base URL, an aiohttp Application or an ASGI application, not an object of type type."),
     ],
 )
 @pytest.mark.parametrize("is_named", [False, True])
@@ -187,7 +190,9 @@ def test_row_45_bad_target(target: Any, message: str, is_named: bool) -> None:
 @pytest.mark.row(45)
 def test_row_45_named_target_of_none() -> None:
     """A named target must be one."""
-    assert "A target is a base URL or an aiohttp Application, not an object of type NoneType." == config_error(targets={"a": None})
+    assert "A target is a base URL, an aiohttp Application or an ASGI application, not an object of type NoneType." == config_error(
+        targets={"a": None}
+    )
 
 
 @pytest.mark.row(45)

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 # How much of an answer that is no success is kept for the attempt log (RELIABILITY T15).
 DETAIL_BYTES = 2048
 
+# Source: App Engine's limit of a response.
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+
 SIGNATURE_REFUSED = "Signature refused: keys or clock differ?"
 """The detail of a 403 without a word to a signed request: so answer our own middlewares."""
 
 
-__all__ = ["DETAIL_BYTES", "GRACE_SECONDS", "SIGNATURE_REFUSED", "Answer", "Delivery", "FailureReason", "NoAnswer"]
+__all__ = ["DETAIL_BYTES", "GRACE_SECONDS", "MAX_ANSWER_BYTES", "SIGNATURE_REFUSED", "Answer", "Delivery", "FailureReason", "NoAnswer"]
 
 
 class FailureReason(enum.StrEnum):

@@ -21,7 +21,7 @@ from aiohttp.http import HttpProcessingError, HttpResponseParser
 
 from aiotaskqueue._clock import Cutoff, SystemClock
 from aiotaskqueue.delivery._base import DETAIL_BYTES, SIGNATURE_REFUSED, Answer, FailureReason, NoAnswer
-from aiotaskqueue.delivery._detail import safe_text
+from aiotaskqueue.delivery._detail import describe, safe_text
 from aiotaskqueue.delivery._head import MalformedError, split_head
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ LOOKING_SECONDS = 0.05
 # aiohttp's own limits of a head (RELIABILITY T15).
 MAX_LINE_BYTES = MAX_FIELD_BYTES = 8190
 MAX_HEADERS = 128
-
-_SUCCESS = Answer(200)
 
 _SENTENCES = {
     FailureReason.STALE: "The kept connection was closed before the request came.",
@@ -223,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._keep(piece)
             if not body.is_eof():
                 return
-        self._end(_SUCCESS if message.code == 200 else self._describe(message))
+        self._end(self._describe(message))
         # What is unsent now was not read, and what comes now was not asked for.
         if is_spoilt or message.should_close or message.code == 101 or self._transport.get_write_buffer_size():
             self.abort()
@@ -250,11 +248,7 @@ class Connection(asyncio.BufferedProtocol):
         signature = self._request.signature
         if message.code == 403 and signature and not self._start:
             return Answer(403, message.headers.get("Retry-After"), SIGNATURE_REFUSED)
-        text = self._start.decode(errors="replace")
-        location = message.headers.get("Location")
-        if location is not None and 300 <= message.code < 400:
-            text = f"The redirect to {location} is not followed. {text}"
-        return Answer(message.code, message.headers.get("Retry-After"), safe_text(text, signature))
+        return describe(message.code, message.headers.get("Retry-After"), message.headers.get("Location"), self._start, signature)
 
     def _fail(self, reason: FailureReason, detail: str = "") -> None:
         assert self._request is not None

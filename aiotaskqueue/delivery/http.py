@@ -21,7 +21,7 @@ import aiohttp
 
 from aiotaskqueue._clock import Clock, SystemClock, Timer
 from aiotaskqueue._masking import show_place
-from aiotaskqueue.delivery._base import GRACE_SECONDS, Answer, Delivery, FailureReason, NoAnswer
+from aiotaskqueue.delivery._base import GRACE_SECONDS, MAX_ANSWER_BYTES, Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.delivery._base_url import parse_base_url
 from aiotaskqueue.delivery._connection import Connection
 from aiotaskqueue.delivery._detail import safe_text
@@ -39,9 +39,6 @@ CONNECT_SECONDS = 5.0
 
 # Below the 5 s after which many servers close an idle connection (uvicorn, Node); aiohttp's and nginx's wait 75 s.
 KEEP_ALIVE_SECONDS = 4.0
-
-# Source: App Engine's limit of a response.
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None, ceil_threshold=math.inf)
 
