@@ -17,7 +17,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 AROUND = ("docs", "examples", "noxfile.py", "tests")
 
 # Each answers one question, and can be run alone.
-BENCHMARKS = ("add", "drain", "latency", "scale", "signatures")
+BENCHMARKS = ("add", "drain", "in_process", "latency", "scale", "signatures")
 
 
 def groups(*names: str) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ def crash(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure; arguments: names of files in tests/benchmarks, all unless given, and ``--quick`` for a minute's look."""
-    session.install(".[yaml]")
+    session.install(".[starlette,yaml]")
     names = [argument for argument in session.posargs if not argument.startswith("-")] or BENCHMARKS
     options = [argument for argument in session.posargs if argument.startswith("-")]
     figures = pathlib.Path(session.create_tmp(), "figures.jsonl").absolute()
