@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     from aiotaskqueue._record import TaskRecord
@@ -56,6 +56,21 @@ class TaskHeaders(NamedTuple):
     deadline_seconds: float
     previous_response: int | None
     retry_reason: str | None
+
+    @classmethod
+    def of(cls, record: TaskRecord, *, deadline_seconds: float) -> Self:
+        """Return what the headers of one attempt say, where nobody has to write and read them."""
+        return cls(
+            record.uuid.hex(),
+            record.queue_name,
+            record.name,
+            record.retry_count,
+            record.executions,
+            record.eta_usec,
+            deadline_seconds,
+            record.previous_status,
+            record.retry_reason or None,
+        )
 
 
 def task_headers(record: TaskRecord, *, deadline_seconds: float) -> list[tuple[str, str]]:

@@ -49,6 +49,7 @@ class _Lines:
 
 
 _SPECIAL_LINES = _Lines("\r\n".join(f"{name}: %s" for name in SPECIAL_HEADERS), len(SPECIAL_HEADERS) - 1)
+_SPECIAL_NAMES = tuple(name.lower().encode() for name in SPECIAL_HEADERS)
 _SIGNATURE_LINES = _Lines("\r\n".join(f"{name}: %s" for name in SIGNATURE_HEADERS), len(SIGNATURE_HEADERS) - 1)
 
 
@@ -72,6 +73,7 @@ class RequestWriter:
         }
         # Many tasks carry the same few headers.
         self._first_lines = functools.lru_cache(maxsize=1024)(self._write_first_lines)
+        self._first_fields = functools.lru_cache(maxsize=1024)(self._write_first_fields)
 
     def write(self, record: TaskRecord, *, deadline_seconds: float, now: float) -> Request:
         """Return the request of one attempt.
@@ -111,6 +113,27 @@ class RequestWriter:
         if body or record.method not in _BODILESS:
             lines.append(f"Content-Length: {len(body)}")
         return Request(_head(lines, breaks) + body, record.method, signature)
+
+    def write_fields(self, record: TaskRecord, *, deadline_seconds: float) -> list[tuple[bytes, bytes]]:
+        """Return the headers of that request, unsigned, as ASGI has them: bytes, the names in lower case.
+
+        Raises:
+            ValueError: One of the task's own headers has a line break in it.
+        """
+        body = record.payload or b""
+        values = special_values(record, deadline_seconds=deadline_seconds)
+        fields = [*self._first_fields(record.headers, bool(body))]
+        fields += zip(_SPECIAL_NAMES, map(str.encode, values), strict=True)
+        fields += [(name.lower().encode(), value.encode()) for name, value in history_headers(record)]
+        if body or record.method not in _BODILESS:
+            fields.append((b"content-length", b"%d" % len(body)))
+        return fields
+
+    def _write_first_fields(self, given: tuple[tuple[str, str], ...], has_body: bool) -> list[tuple[bytes, bytes]]:
+        lines = self._first_lines(given, has_body)
+        head = _head([lines.text], lines.breaks).rstrip(b"\r\n")
+        pairs = (line.partition(b":") for line in head.split(b"\r\n"))
+        return [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
 
     def _write_first_lines(self, given: tuple[tuple[str, str], ...], has_body: bool) -> _Lines:
         """Return the lines of our own that the task does not replace, and its own but those that it may not replace."""

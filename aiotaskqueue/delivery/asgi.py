@@ -7,7 +7,7 @@ exchange: `send` sets it once the answer is complete, the timer sets it when the
 never returns, or that swallows its cancellation, holds up nobody. What it still does then is told that nobody listens:
 `receive` gives ``http.disconnect`` and `send` raises OSError.
 
-`send` and `receive` let the event loop run once whenever they are called again: an application that calls them in a loop
+`send` and `receive` let the event loop run when they are called again and again: an application that calls them in a loop
 would keep everybody waiting, and the deadline too.
 
 Source: the ASGI specification, HTTP, version 2.4.
@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import attrs
 from anyio.lowlevel import checkpoint
 
-from aiotaskqueue._headers import TaskHeaders, parse_task_headers
+from aiotaskqueue._headers import TaskHeaders
 from aiotaskqueue._masking import show_place
 from aiotaskqueue.delivery._base import DETAIL_BYTES, GRACE_SECONDS, MAX_ANSWER_BYTES, Answer, Delivery, FailureReason, NoAnswer
 from aiotaskqueue.delivery._base_url import parse_base_url
@@ -46,6 +46,9 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Where in a scope an Attempt stands.
 ATTEMPT = "aiotaskqueue.attempt"
+
+# An answer mostly has two parts; after so many the event loop gets a turn.
+SENDS_IN_A_TURN = 16
 
 # By the time we close, nothing is delivered any more. Who has answered may still be closing what it used (FastAPI ends its
 # dependencies after the answer); who has not has outlived its attempt. Both are part of the second that `aclose` may take.
@@ -91,6 +94,7 @@ class ASGIDelivery(Delivery):
     ) -> None:
         self._app = app
         self._url = parse_base_url(base_url)
+        self._prefix = self._url.raw_path.rstrip("/")
         self._state = {} if state is None else state
         self._max_answer_bytes = max_answer_bytes
         self._writer = RequestWriter(self._url, None)
@@ -157,30 +161,23 @@ class ASGIDelivery(Delivery):
 
     def _write(self, record: TaskRecord, deadline_seconds: float, clock: Clock) -> tuple[Scope, bytes]:
         """Return the scope and the body of the request: what a server would make of the one that HTTPDelivery writes."""
-        data = self._writer.write(record, deadline_seconds=deadline_seconds, now=clock.time()).data
-        head, _, body = data.partition(b"\r\n\r\n")
-        line, *fields = head.split(b"\r\n")
-        method, target, _ = line.decode("ascii").split(" ")
-        path, _, query = target.partition("?")
-        pairs = (field.partition(b":") for field in fields)
-        headers = [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
-        task_headers = parse_task_headers({name.decode(): value.decode() for name, value in headers})
+        path, _, query = (self._prefix + record.url).partition("?")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
-            "method": method,
+            "method": record.method,
             "scheme": self._url.scheme,
             "path": unquote(path),
             "raw_path": path.encode("ascii"),
             "query_string": query.encode("ascii"),
-            "root_path": unquote(self._url.raw_path.rstrip("/")),
-            "headers": headers,
+            "root_path": unquote(self._prefix),
+            "headers": self._writer.write_fields(record, deadline_seconds=deadline_seconds),
             "client": ("127.0.0.1", 0),
             "server": (self._url.host, self._url.port),
             "state": dict(self._state),
-            ATTEMPT: Attempt(task_headers, clock),
-        }, body
+            ATTEMPT: Attempt(TaskHeaders.of(record, deadline_seconds=deadline_seconds), clock),
+        }, record.payload or b""
 
 
 class _Exchange:
@@ -201,6 +198,7 @@ class _Exchange:
         self._status: int | None = None
         self._retry_after: str | None = None
         self._location: str | None = None
+        self._sends = 0
         self._size = 0
         self._start = b""
 
@@ -251,7 +249,8 @@ class _Exchange:
             self._take(message)
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             self._fail(FailureReason.MALFORMED, f"The application sent what is no answer: {exc}.")
-        if not self._is_over.is_set():
+        self._sends += 1
+        if not self._is_over.is_set() and not self._sends % SENDS_IN_A_TURN:
             await checkpoint()
 
     def _take(self, message: Message) -> None:
