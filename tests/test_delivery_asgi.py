@@ -146,6 +146,15 @@ async def test_headers() -> None:
     ] == headers
 
 
+@pytest.mark.parametrize(("method", "lengths"), [("GET", []), ("HEAD", []), ("DELETE", [b"0"]), ("PUT", [b"0"]), ("POST", [b"0"])])
+async def test_no_body(method: str, lengths: list[bytes]) -> None:
+    """A request without a body says so where the method expects one, and nothing of it elsewhere, as over HTTP."""
+    scope = await scope_of(make_record(method=method, payload=None))
+
+    assert method == scope["method"]
+    assert lengths == [value for name, value in scope["headers"] if name == b"content-length"]
+
+
 @pytest.mark.parametrize(
     ("base_url", "seen"),
     [
