@@ -245,6 +245,8 @@ async def lose_the_file(service: TaskQueueService, secret: str) -> None:
 async def break_the_table(service: TaskQueueService, secret: str) -> None:
     """Add when SQLite refuses the very row."""
     with raw(service._database) as database:  # type: ignore[arg-type]
+        # The service may be writing.
+        database.execute("PRAGMA busy_timeout = 5000")
         database.execute("CREATE TRIGGER refuse BEFORE INSERT ON taskqueue_task BEGIN SELECT RAISE(ABORT, 'no'); END")
     await service.add(secret, headers={"Cookie": secret})
 
