@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-import attrs
-
-from aiotaskqueue.worker import DeadlineExceededError, current_task
+from aiotaskqueue.worker import DeadlineExceededError, FatalTaskError, TaskAnswer, current_task
 
 __all__ = ["DeadlineExceededError", "FatalTaskError", "TaskAnswer", "current_task", "repeat_task", "terminate_task"]
-
-
-class FatalTaskError(Exception):
-    """Raised by a handler to end its task for good: it is logged, answered with 200 and not tried again.
-
-    Source: Melange's task decorator (SPEC 9.1).
-    """
-
-
-@attrs.frozen
-class TaskAnswer:
-    """What a ``@task`` handler may return instead of its web framework's response: an empty one with this status."""
-
-    status: int
 
 
 def terminate_task() -> TaskAnswer:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import ParamSpec, TypeAlias, overload
+from typing import ParamSpec, TypeAlias, cast, overload
 
 from aiohttp import web
 from aiohttp.typedefs import Handler as Endpoint
@@ -24,8 +24,18 @@ from aiotaskqueue._headers import is_reserved
 from aiotaskqueue._service import TaskQueueService
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.signing import KeyRing, Refusal, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError, TaskAnswer
-from aiotaskqueue.worker import AccessCheck, Admission, DeadlineExceededError, TaskInfo, run_with_deadline, running
+from aiotaskqueue.worker import (
+    MARK,
+    AccessCheck,
+    Admission,
+    TaskAnswer,
+    TaskInfo,
+    default_url_path,
+    is_marked,
+    name_of,
+    run_handler,
+    running,
+)
 
 __all__ = ["default_url_path", "init_app", "init_worker", "install", "task"]
 
@@ -35,10 +45,6 @@ P = ParamSpec("P")
 Result: TypeAlias = web.StreamResponse | TaskAnswer | None
 Handler: TypeAlias = Callable[P, Awaitable[Result]]
 TaskHandler: TypeAlias = Callable[P, Awaitable[web.StreamResponse]]
-
-
-# On a handler: its `verify`. An attribute, so that functools.wraps carries it through other decorators.
-_MARK = "__aiotaskqueue_verify__"
 
 
 # --- applications --------------------------------------------------------------------------------------------------
@@ -125,14 +131,6 @@ def install(app: web.Application, check: AccessCheck) -> None:
     app.middlewares.insert(0, _access_middleware(check))
 
 
-def default_url_path(queue_name: str) -> str:
-    """Return the path of the queue's default URL, where its tasks without a URL go.
-
-    Source: SPEC 1.4.
-    """
-    return f"/_ah/queue/{queue_name}"
-
-
 # --- handlers ------------------------------------------------------------------------------------------------------
 
 
@@ -165,11 +163,9 @@ def task(handler: Handler[P] | None = None, /, *, verify: bool = True) -> TaskHa
 
 def _as_task(handler: Handler[P], verify: bool) -> TaskHandler[P]:
     _check_is_function(handler)
-    name = getattr(handler, "__qualname__", type(handler).__qualname__)
-    if hasattr(handler, _MARK):
-        return _marked_before(handler, name, verify)
-    if not verify:
-        logger.warning("Task handler %s has verify=False: everybody can call it.", name)
+    name = name_of(handler)
+    if is_marked(handler, verify, logger):
+        return handler  # type: ignore[return-value]  # the mark says that it is ours, or wraps ours
 
     @functools.wraps(handler)
     async def run(*args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
@@ -178,21 +174,17 @@ def _as_task(handler: Handler[P], verify: bool) -> TaskHandler[P]:
         if isinstance(info, Refusal):
             return web.Response(status=403)
         with running(info):
-            return await _answer(request, info, name, handler, *args, **kwargs)
+            call = functools.partial(handler, *args, **kwargs)
+            result = await run_handler(info, name, call, is_response=_is_response, raised_response=web.HTTPException, log=logger)
+        return _empty_response(request, result.status) if isinstance(result, TaskAnswer) else cast(web.StreamResponse, result)
 
-    setattr(run, _MARK, verify)
+    setattr(run, MARK, verify)
     return run
 
 
 def _check_is_function(handler: object) -> None:
     if isinstance(handler, type) or not callable(handler):
         raise TypeError(f"@task decorates a coroutine function or a method of a web.View, not {handler!r:.80}.")
-
-
-def _marked_before(handler: Handler[P], name: str, verify: bool) -> TaskHandler[P]:
-    if getattr(handler, _MARK) is not verify:
-        raise TypeError(f"Handler {name} is a task with verify={not verify} already; apply @task once.")
-    return handler  # type: ignore[return-value]  # the mark says that it is ours, or wraps ours
 
 
 def _request_of(args: Sequence[object]) -> web.Request:
@@ -205,37 +197,8 @@ def _request_of(args: Sequence[object]) -> web.Request:
     raise TypeError("A @task handler was called without a request; aiohttp calls it, tasks are added with add().")
 
 
-async def _answer(
-    request: web.Request, info: TaskInfo | None, name: str, handler: Handler[P], *args: P.args, **kwargs: P.kwargs
-) -> web.StreamResponse:
-    """Run the handler and turn how it ends into an answer."""
-    name = info.name if info else name
-    try:
-        work = handler(*args, **kwargs)
-        result = await (run_with_deadline(info, work) if info else work)
-        if isinstance(result, web.StreamResponse):
-            return result
-        status = _status_of(result)
-    except web.HTTPException:
-        raise
-    except FatalTaskError:
-        logger.exception("Task %s ended for good.", name)
-        status = 200
-    except DeadlineExceededError:
-        logger.exception("Task %s exceeded its deadline.", name)
-        status = 500
-    except Exception:
-        logger.exception("Task %s failed.", name)
-        status = 500
-    return _empty_response(request, status)
-
-
-def _status_of(result: TaskAnswer | None) -> int:
-    if result is None:
-        return 200
-    if isinstance(result, TaskAnswer):
-        return result.status
-    raise TypeError(f"Handler returned an object of type {type(result).__name__}; return a response, or None for 200.")
+def _is_response(result: Result) -> bool:
+    return isinstance(result, web.StreamResponse)
 
 
 def _empty_response(request: web.Request, status: int) -> web.Response:
@@ -327,7 +290,7 @@ def _is_closed_to_strangers(request: web.Request) -> bool:
     if isinstance(handler, type):
         # A web.View: the method is what is marked.
         handler = getattr(handler, request.method.lower(), None)
-    return getattr(handler, _MARK, False) is True
+    return getattr(handler, MARK, False) is True
 
 
 def _without_reserved_headers(request: web.Request) -> web.Request:

@@ -41,11 +41,19 @@ from aiotaskqueue._service import TaskQueueService
 from aiotaskqueue.delivery.asgi import ATTEMPT, Attempt
 from aiotaskqueue.errors import ConfigError
 from aiotaskqueue.signing import KeyRing, Refusal, RefusalReason
-from aiotaskqueue.tasks import FatalTaskError, TaskAnswer
-from aiotaskqueue.worker import AccessCheck, Admission, DeadlineExceededError, TaskInfo, run_with_deadline, running
-
-# Source: the access check's own limit; here for servers that do not say how long a body is (HTTP/2).
-from aiotaskqueue.worker._access import MAX_BODY_BYTES
+from aiotaskqueue.worker import (
+    MARK,
+    MAX_BODY_BYTES,
+    AccessCheck,
+    Admission,
+    TaskAnswer,
+    TaskInfo,
+    default_url_path,
+    is_marked,
+    name_of,
+    run_handler,
+    running,
+)
 
 __all__ = ["default_url_path", "init_app", "init_worker", "install", "lifespan", "task"]
 
@@ -56,9 +64,6 @@ R = TypeVar("R")
 App = TypeVar("App", bound=Starlette)
 Lifespan: TypeAlias = Callable[[App], AbstractAsyncContextManager[Any]]
 Work: TypeAlias = Coroutine[Any, Any, R]
-
-# On a handler: its `verify`. An attribute, so that functools.wraps carries it through other decorators.
-_MARK = "__aiotaskqueue_verify__"
 
 # In a scope: its gate.
 _GATE = "aiotaskqueue.gate"
@@ -181,14 +186,6 @@ def _check_is_new(app: Starlette, *, is_starting: bool = False) -> None:
         raise ConfigError(f"{app!r} has an access check already; call init_app or init_worker once, and without lifespan.")
 
 
-def default_url_path(queue_name: str) -> str:
-    """Return the path of the queue's default URL, where its tasks without a URL go.
-
-    Source: SPEC 1.4.
-    """
-    return f"/_ah/queue/{queue_name}"
-
-
 # --- handlers ------------------------------------------------------------------------------------------------------
 
 
@@ -246,13 +243,9 @@ def task(handler: Callable[..., Any] | None = None, /, *, verify: bool = True) -
 
 def _as_task(handler: Callable[..., Any], verify: bool) -> Callable[..., Any]:
     _check_is_function(handler)
-    name = getattr(handler, "__qualname__", type(handler).__qualname__)
-    if hasattr(handler, _MARK):
-        if getattr(handler, _MARK) is not verify:
-            raise TypeError(f"Handler {name} is a task with verify={not verify} already; apply @task once.")
+    name = name_of(handler)
+    if is_marked(handler, verify, logger):
         return handler
-    if not verify:
-        logger.warning("Task handler %s has verify=False: everybody can call it.", name)
 
     @functools.wraps(handler)
     async def run(*args: Any, **kwargs: Any) -> object:
@@ -262,9 +255,12 @@ def _as_task(handler: Callable[..., Any], verify: bool) -> Callable[..., Any]:
         except _RefusedError:
             return Response(status_code=403)
         with running(info):
-            return await _answer(info, name, functools.partial(handler, *args, **kwargs), is_fastapi=entry is not None)
+            call = functools.partial(_call, functools.partial(handler, *args, **kwargs))
+            is_response = _is_response if entry is None else _is_response_of_fastapi
+            result = await run_handler(info, name, call, is_response=is_response, raised_response=HTTPException, log=logger)
+        return Response(status_code=result.status) if isinstance(result, TaskAnswer) else result
 
-    setattr(run, _MARK, verify)
+    setattr(run, MARK, verify)
     _add_dependency(run, _signature_of(handler), name, verify)
     return run
 
@@ -321,37 +317,18 @@ def _request_of(arguments: Iterable[object]) -> Request:
     raise TypeError("A @task handler was called without a request; the framework calls it, tasks are added with add().")
 
 
-async def _answer(info: TaskInfo | None, name: str, handler: functools.partial[Any], *, is_fastapi: bool) -> object:
-    """Run the handler and turn how it ends into an answer."""
-    name = info.name if info else name
-    try:
-        work = handler() if _is_coroutine_function(handler) else _run_in_thread(handler)
-        result = await (run_with_deadline(info, work) if info else work)
-        if isinstance(result, Response):
-            return result
-        if is_fastapi and not isinstance(result, TaskAnswer | None):
-            return result
-        status = _status_of(result)
-    except HTTPException:
-        raise
-    except FatalTaskError:
-        logger.exception("Task %s ended for good.", name)
-        status = 200
-    except DeadlineExceededError:
-        logger.exception("Task %s exceeded its deadline.", name)
-        status = 500
-    except Exception:
-        logger.exception("Task %s failed.", name)
-        status = 500
-    return Response(status_code=status)
+def _is_response(result: object) -> bool:
+    return isinstance(result, Response)
 
 
-def _status_of(result: object) -> int:
-    if result is None:
-        return 200
-    if isinstance(result, TaskAnswer):
-        return result.status
-    raise TypeError(f"Handler returned an object of type {type(result).__name__}; return a response, or None for 200.")
+def _is_response_of_fastapi(result: object) -> bool:
+    """Whether FastAPI makes a response of it: of all but nothing, which is always 200."""
+    return result is not None
+
+
+def _call(handler: functools.partial[Any]) -> Awaitable[object]:
+    work: Awaitable[object] = handler() if _is_coroutine_function(handler) else _run_in_thread(handler)
+    return work
 
 
 async def _run_in_thread(handler: functools.partial[Any]) -> object:
@@ -523,6 +500,7 @@ class _Gate:
     async def _read_body(self) -> bytes | None:
         """Read the body, and keep it for the application; None: it does not come, or is too long."""
         # Whoever was cancelled here may come again: what has come is kept.
+        # Servers that do not say how long a body is (HTTP/2) are held to the access check's own limit.
         while self._size <= MAX_BODY_BYTES:
             message = await self._receive()
             self._read.append(message)
@@ -566,4 +544,4 @@ def _is_closed_to_strangers(scope: Scope) -> bool:
         endpoint = getattr(endpoint, "get" if method == "head" and not hasattr(endpoint, "head") else method, None)
     while isinstance(endpoint, functools.partial):
         endpoint = endpoint.func
-    return getattr(endpoint, _MARK, False) is True
+    return getattr(endpoint, MARK, False) is True
