@@ -19,7 +19,7 @@ from aiotaskqueue.stores._sqlite_rows import INSERT_BODY, INSERT_TASK, ROW_OF_TA
 # Primary key of a table of one row.
 ALLOCATE_IDS = "UPDATE taskqueue_sequence SET last_id = last_id + ? RETURNING last_id"
 
-# SQLite takes 32,766 values in a statement, of which a row has 22; from here on more at once is no quicker.
+# SQLite takes 32,766 values in a statement by default, of which a row has 22.
 MAX_ROWS_PER_INSERT = 256
 
 # taskqueue_tombstone's primary key.
